@@ -1,0 +1,141 @@
+"""Trains the embedded digit networks on MNIST: the class-conditional UNet (`unet`) and the classifier (`classifier`).
+
+    python examples/train_digits.py unet --data ../shared/data/mnist.npz --out runs/unet
+    python examples/train_digits.py classifier --steps 3000 --out runs/classifier
+
+The UNet predicts v on the linear 1000-step schedule of DDPM, images in [-1, 1]; one label in ten becomes the null class, so that
+guidance works. Adam with linear warm-up and decay, an exponential moving average of the weights, a state that is written every
+`save_every` steps and resumed from: batch k depends on the seed and k alone, so a resumed run sees what an unbroken one sees.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from tqdm import tqdm
+
+from adjoint_jax.models import ConvClassifier, UNet2D
+
+UNET = UNet2D(
+    in_channels=1,
+    out_channels=1,
+    block_out_channels=(16, 32, 64),
+    layers_per_block=1,
+    down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    attention_head_dim=None,
+    norm_num_groups=8,
+    num_class_embeds=11,
+)
+NULL_CLASS = 10
+CLASSIFIER = ConvClassifier()
+ALPHAS_CUMPROD = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+
+
+@dataclass(frozen=True)
+class Config:
+    model: tyro.conf.Positional[Literal["unet", "classifier"]]
+    data: Path = Path("../shared/data/mnist.npz")
+    out: Path = Path("runs/digits")
+    steps: int = 6000
+    batch: int = 64
+    learning_rate: float = 2e-3
+    ema: float = 0.999
+    save_every: int = 250
+    seed: int = 0
+
+
+def unet_loss(params, images, labels, key):
+    """Mean squared error of v at stratified times."""
+    key_t, key_eps, key_null = jax.random.split(key, 3)
+    size = len(images)
+    quantile = (jax.random.uniform(key_t) + jnp.arange(size) / size) % 1
+    t = jnp.floor(quantile * len(ALPHAS_CUMPROD)).astype(jnp.int32)
+    abar = jnp.asarray(ALPHAS_CUMPROD, jnp.float32)[t][:, None, None, None]
+    alpha, sigma = jnp.sqrt(abar), jnp.sqrt(1 - abar)
+    eps = jax.random.normal(key_eps, images.shape)
+    labels = jnp.where(jax.random.bernoulli(key_null, 0.1, labels.shape), NULL_CLASS, labels)
+    v = UNET.apply({"params": params}, alpha * images + sigma * eps, t, labels)
+    return jnp.mean((v - (alpha * eps - sigma * images)) ** 2)
+
+
+def classifier_loss(params, images, labels, key):
+    """Cross entropy on images moved by up to two pixels and blurred by a little noise."""
+    key_shift, key_noise, key_level = jax.random.split(key, 3)
+    shifts = jax.random.randint(key_shift, (len(images), 2), -2, 3)
+    images = jax.vmap(lambda image, shift: jnp.roll(image, shift, (0, 1)))(images, shifts)
+    level = 0.3 * jax.random.uniform(key_level, (len(images), 1, 1, 1))
+    images = images + level * jax.random.normal(key_noise, images.shape)
+    logits = CLASSIFIER.apply({"params": params}, images)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def write(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def batch_indices(config: Config, step: int, size: int) -> np.ndarray:
+    """The images of one step: a walk through a permutation that depends on the seed and the epoch alone."""
+    per_epoch = size // config.batch
+    epoch, k = divmod(step, per_epoch)
+    order = np.random.default_rng((config.seed, epoch)).permutation(size)
+    return order[k * config.batch : (k + 1) * config.batch]
+
+
+def main(config: Config) -> None:
+    with np.load(config.data) as data:
+        images, labels = (jnp.asarray(data[f"{name}_train"]) for name in "xy")
+    loss = unet_loss if config.model == "unet" else classifier_loss
+    schedule = optax.join_schedules(
+        [optax.linear_schedule(0, config.learning_rate, 200), optax.linear_schedule(config.learning_rate, 0, config.steps - 200)], [200]
+    )
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(state, images, labels, indices):
+        x = images[indices, :, :, None].astype(jnp.float32) / 127.5 - 1
+        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+        value, gradient = jax.value_and_grad(loss)(state["params"], x, labels[indices].astype(jnp.int32), key)
+        updates, optimiser_state = optimiser.update(gradient, state["optimiser"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        decay = jnp.minimum(config.ema, (1 + state["step"]) / (10 + state["step"]))
+        average = optax.incremental_update(params, state["average"], 1 - decay)
+        return {"params": params, "average": average, "optimiser": optimiser_state, "step": state["step"] + 1}, value
+
+    x, y = jnp.zeros((1, 28, 28, 1)), jnp.zeros(1, jnp.int32)
+    key = jax.random.key(config.seed)
+    params = (jax.jit(UNET.init)(key, x, y, y) if config.model == "unet" else jax.jit(CLASSIFIER.init)(key, x))["params"]
+    state = {"params": params, "average": jax.tree.map(jnp.copy, params), "optimiser": optimiser.init(params), "step": jnp.zeros((), jnp.int32)}
+    config.out.mkdir(parents=True, exist_ok=True)
+    path = config.out / "state.msgpack"
+    if path.exists():
+        state = flax.serialization.from_bytes(state, path.read_bytes())
+
+    running = None
+    first = int(state["step"])
+    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=config.model, mininterval=10)
+    for step in bar:
+        state, value = train_step(state, images, labels, batch_indices(config, step, len(images)))
+        if (step + 1) % 20 == 0:
+            running = float(value) if running is None else 0.9 * running + 0.1 * float(value)
+            bar.set_postfix(loss=f"{running:.4f}")
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            write(path, flax.serialization.to_bytes(state))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
