@@ -1,0 +1,33 @@
+"""Gradients of any differentiable loss on a diffusion or flow sampler's output, in JAX, in memory that does not grow with the number of steps."""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any
+
+from . import adjoints as adjoints, grids as grids, networks as networks, solvers as solvers
+from .adjoints import DirectAdjoint as DirectAdjoint, DiscreteAdjoint as DiscreteAdjoint, PerStep as PerStep
+from .networks import cfg as cfg, equinox as equinox, linen as linen, nnx as nnx
+from .processes import (
+    EDM as EDM,
+    VE as VE,
+    FlowMatching as FlowMatching,
+    VPCosine as VPCosine,
+    VPDiscrete as VPDiscrete,
+    VPLinear as VPLinear,
+)
+from .sample import Trajectory as Trajectory, invert as invert, sample as sample
+from .solvers import DDIM as DDIM, DEIS as DEIS, DPMSolverPP as DPMSolverPP, Exponential as Exponential, ExponentialRK as ExponentialRK
+from .splitting import Splitting as Splitting
+from .terms import DiffusionTerm as DiffusionTerm
+
+if TYPE_CHECKING:
+    from . import models as models
+    from .checkpoints import load as load
+
+
+def __getattr__(name: str) -> Any:
+    """`models` and `load` bring Flax with them, so they are imported when first used."""
+    if name == "models":
+        return _import_module(".models", __name__)
+    if name == "load":
+        return _import_module(".checkpoints", __name__).load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

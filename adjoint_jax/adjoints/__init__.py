@@ -1,0 +1,7 @@
+"""Adjoints: how a sample is differentiated. None of them changes its value."""
+
+from diffrax import DirectAdjoint as DirectAdjoint
+
+from ._base import AbstractSamplerAdjoint as AbstractSamplerAdjoint
+from ._computation import PerStep as PerStep
+from .discrete import DiscreteAdjoint as DiscreteAdjoint

@@ -1,0 +1,126 @@
+"""The computation that `sample` hands to an adjoint: a step, its initial carry, its rows and what may be differentiated.
+
+    carry_{i+1} = step(shared, carry_i, inputs_i),      carry = (x, solver state),      i = 0 .. N-1                   (1)
+
+`shared` are the arrays of the network and of `args`; `inputs_i` are the times, the row of weights and the per-step leaves of interval i.
+An adjoint never changes the values of (1), only how they are differentiated.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._numerics import varying_like
+from .._types import Args, State
+from ..solvers import AbstractSampler
+from ..terms import DiffusionTerm
+
+
+class PerStep(eqx.Module):
+    """A leaf of `args` with one value for each interval of the grid, `[steps, ...]`: every evaluation made for interval i sees `value[i]`."""
+
+    value: Any
+
+
+def _is_per_step(leaf: Any) -> bool:
+    return isinstance(leaf, PerStep)
+
+
+class Inputs(NamedTuple):
+    """What step i is given."""
+
+    t0: Any
+    t1: Any
+    row: Any
+    per_step: Any
+
+
+class Computation(eqx.Module):
+    """`sample` in parts. `ts` is numpy float64 where the grid is concrete; `rows` and `times` are arrays of the state's dtype."""
+
+    term: DiffusionTerm
+    solver: AbstractSampler
+    x: State
+    args: Args
+    ts: Any
+    rows: Any
+    save: bool = eqx.field(static=True)
+
+    @property
+    def steps(self) -> int:
+        return len(self.ts) - 1
+
+    @property
+    def times(self) -> Any:
+        return jnp.asarray(self.ts, self.x.dtype)
+
+    def carry(self) -> Any:
+        times = self.times
+        return varying_like((self.x, self.solver.init(self.term, times[0], times[1], self.x, self.args)), self.x)
+
+    def inputs(self) -> Inputs:
+        per_step = jax.tree.map(lambda leaf: leaf.value if _is_per_step(leaf) else None, self.args, is_leaf=_is_per_step)
+        for leaf in jax.tree.leaves(per_step):
+            if jnp.shape(leaf)[:1] != (self.steps,):
+                raise ValueError(f"A PerStep leaf needs one value for each of the {self.steps} steps; got shape {jnp.shape(leaf)}.")
+        return varying_like(Inputs(self.times[:-1], self.times[1:], self.rows, per_step), self.x)
+
+    def shared(self) -> tuple[Any, Any]:
+        """The (arrays, rest) of (network, args without the per-step leaves)."""
+        constant = jax.tree.map(lambda leaf: None if _is_per_step(leaf) else leaf, self.args, is_leaf=_is_per_step)
+        arrays, rest = eqx.partition((self.term.network, constant), eqx.is_array)
+        return varying_like(arrays, self.x), rest
+
+    def term_and_args(self, shared: Any, per_step: Any) -> tuple[DiffusionTerm, Args]:
+        """The term and the arguments of one interval, with `shared` in place of their arrays."""
+        network, args = eqx.combine(shared, self.shared()[1])
+        return eqx.tree_at(lambda term: term.network, self.term, network), eqx.combine(args, per_step)
+
+    def step(self, shared: Any, carry: Any, inputs: Inputs) -> Any:
+        """(1)."""
+        x, state = carry
+        term, args = self.term_and_args(shared, inputs.per_step)
+        state = eqx.tree_at(lambda s: s.row, state, inputs.row, is_leaf=lambda leaf: leaf is None)
+        x, _, _, state, _ = self.solver.step(term, inputs.t0, inputs.t1, x, args, state, False)
+        return x, eqx.tree_at(lambda s: s.row, state, None, is_leaf=lambda leaf: isinstance(leaf, type(inputs.row)))
+
+    def predict(self, shared: Any, per_step: Any, t: Any, x: State) -> State:
+        """The network's prediction at (x, t)."""
+        term, args = self.term_and_args(shared, per_step)
+        return term.predict(t, x, args)
+
+
+def closed(function: Callable, *args: Any) -> Any:
+    """`function` traced once at `args`, every array that it closes over turned into a leaf of the result, so that nothing escapes a custom_vjp."""
+    return eqx.filter_closure_convert(function, *args)
+
+
+def first(inputs: Any, i: int = 0) -> Any:
+    """Entry i of every array of a stacked pytree."""
+    return jax.tree.map(lambda leaf: leaf[i], inputs)
+
+
+def run_forward(step: Callable, shared: Any, carry: Any, inputs: Inputs, record: Callable) -> tuple[Any, Any]:
+    """`lax.scan` of (1); record(carry_i, carry_{i+1}) is stacked."""
+
+    def body(carry: Any, inputs: Inputs) -> tuple[Any, Any]:
+        following = step(shared, carry, inputs)
+        return following, record(carry, following)
+
+    return jax.lax.scan(body, carry, inputs)
+
+
+def run_direct(computation: Computation) -> tuple[State, Any]:
+    """The final state and, if asked, all states after the first: plain autodiff in either mode."""
+    shared, _ = computation.shared()
+    record = partial(_saved, computation.save)
+    carry, states = run_forward(computation.step, shared, computation.carry(), computation.inputs(), record)
+    return carry[0], states
+
+
+def _saved(save: bool, carry: Any, following: Any) -> Any:
+    return following[0] if save else None

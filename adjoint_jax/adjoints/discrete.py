@@ -1,0 +1,108 @@
+"""The exact gradient of the sampler: states stored, the network recomputed step by step.
+
+For x_{i+1} = step(x_i, history_i; shared, inputs_i) and lambda = dL/d(carry), backwards from i = N - 1,
+
+    lambda_i = [d step / d carry]^T lambda_{i+1},    dL/dshared += [d step / d shared]^T lambda_{i+1}.                 (1)
+
+A multistep method is linear in its history, so its transpose needs x_i alone: one stored state a step, one network linearisation alive.
+Cost: N forward, then N (forward + backward).
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from .._numerics import at_least_float32, zeros_like
+from .._types import State
+from ._base import AbstractSamplerAdjoint
+from ._computation import Computation, closed, first, run_forward
+
+
+class DiscreteAdjoint(AbstractSamplerAdjoint):
+    """The exact gradient of what was sampled, equation (1), in memory of one state a step. The default.
+
+    Differentiable: x_T, every state of a saved trajectory, every float leaf of args and of the term, per-step leaves, the grid.
+    Parameter cotangents are accumulated in float32 at least, and only for leaves that the caller differentiates.
+
+    Args:
+        keep: 0, recompute the network at every step. Keeping linearisations is not part of this version.
+    Raises:
+        ValueError: for another keep.
+
+        g = jax.grad(lambda x: loss(aj.sample(term, x, args, grid=ts, adjoint=aj.DiscreteAdjoint())))(x_T)
+    """
+
+    keep: int = eqx.field(static=True)
+
+    def __init__(self, keep: int = 0):
+        if keep != 0:
+            raise ValueError(f"DiscreteAdjoint(keep={keep!r}): this version recomputes every step; use keep=0, or DirectAdjoint to keep all linearisations.")
+        self.keep = keep
+
+    def run(self, computation: Computation) -> tuple[State, Any]:
+        shared, _ = computation.shared()
+        carry, inputs = computation.carry(), computation.inputs()
+        step = closed(computation.step, shared, carry, first(inputs))
+        return _run((step, shared, carry, inputs), computation.solver, computation.save)
+
+
+@eqx.filter_custom_vjp
+def _run(vjp_arg: Any, solver: Any, save: bool) -> tuple[State, Any]:
+    step, shared, carry, inputs = vjp_arg
+    carry, states = run_forward(step, shared, carry, inputs, lambda _, following: following[0] if save else None)
+    return carry[0], states
+
+
+@_run.def_fwd
+def _forward(perturbed: Any, vjp_arg: Any, solver: Any, save: bool) -> tuple[Any, Any]:
+    step, shared, carry, inputs = vjp_arg
+
+    def record(carry: Any, following: Any) -> Any:
+        return solver.remember(*carry), following[0] if save else None
+
+    carry, (memories, states) = run_forward(step, shared, carry, inputs, record)
+    return (carry[0], states), (memories, perturbed)
+
+
+@_run.def_bwd
+def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, solver: Any, save: bool) -> Any:
+    memories, perturbed = residuals
+    step, shared, (x, state), inputs = vjp_arg
+    wants_step, wants_shared, _, wants_inputs = perturbed
+    differentiated, fixed = eqx.partition((step, shared), (wants_step, wants_shared))
+    cotangent_x, cotangent_states = cotangents
+    start = jax.tree.map(zeros_like, eqx.filter((x, state), eqx.is_inexact_array))
+    start = (start[0] if cotangent_x is None else cotangent_x, start[1])
+    total = jax.tree.map(accumulator, differentiated)
+
+    def body(acc: Any, slices: Any) -> tuple[Any, Any]:
+        cotangent, total = acc
+        memory, inputs_i, cotangent_state = slices
+        if cotangent_state is not None:
+            cotangent = (cotangent[0] + cotangent_state, cotangent[1])
+        carry_diff, carry_fixed = eqx.partition(solver.recall(memory, state), eqx.is_inexact_array)
+        inputs_diff, inputs_fixed = eqx.partition(inputs_i, wants_inputs)
+
+        def local(carry_diff: Any, differentiated: Any, inputs_diff: Any) -> Any:
+            step, shared = eqx.combine(differentiated, fixed)
+            following = step(shared, eqx.combine(carry_diff, carry_fixed), eqx.combine(inputs_diff, inputs_fixed))
+            return eqx.filter(following, eqx.is_inexact_array)
+
+        _, transpose = jax.vjp(local, carry_diff, differentiated, inputs_diff)
+        cotangent, shares, per_input = transpose(cotangent)
+        return (cotangent, jax.tree.map(add, total, shares)), per_input
+
+    (cotangent, total), per_input = jax.lax.scan(body, (start, total), (memories, inputs, cotangent_states), reverse=True)
+    step_share, shared_share = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, differentiated)
+    return step_share, shared_share, cotangent, per_input
+
+
+def accumulator(leaf: Any) -> Any:
+    """Zeros in float32 at least, to add up cotangents of `leaf`."""
+    return zeros_like(leaf, at_least_float32(leaf.dtype))
+
+
+def add(total: Any, share: Any) -> Any:
+    """total + share in the dtype of total."""
+    return total + share.astype(total.dtype)

@@ -1,0 +1,111 @@
+"""From a `scheduler_config.json` to a process, a prediction and the unit of time that the network was trained in.
+
+The discrete schedulers of diffusers share the betas of DDPM, beta_i for i = 0 .. T-1, and abar_i = prod_{j <= i} (1 - beta_j):
+
+    linear             beta_i from beta_start to beta_end, evenly
+    scaled_linear      sqrt(beta_i) evenly
+    squaredcos_cap_v2  beta_i = min(1 - f((i+1)/T) / f(i/T), 0.999),  f(s) = cos^2((s + 0.008) / 1.008 * pi/2)          (Nichol & Dhariwal 2021)
+    zero terminal SNR  sqrt(abar) <- (sqrt(abar) - sqrt(abar_T)) sqrt(abar_0) / (sqrt(abar_0) - sqrt(abar_T))            (Lin et al. 2023, alg. 1)
+
+Everything is float64 here and float32 there, so that the two agree to about 1e-6.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+# What a key left out of the file means: (beta_start, beta_end, beta_schedule) of each class.
+_DDPM, _LDM = (1e-4, 0.02, "linear"), (0.00085, 0.012, "linear")
+_LCM = (*_LDM[:2], "scaled_linear")
+DEFAULTS = {
+    **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"), _DDPM),
+    **dict.fromkeys(("DPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler"), _DDPM),
+    **dict.fromkeys(("DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler", "PNDMScheduler"), _DDPM),
+    **dict.fromkeys(("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler"), _DDPM),
+    **dict.fromkeys(("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"), _LDM),
+    **dict.fromkeys(("LCMScheduler", "TCDScheduler"), _LCM),
+}
+# abar at the end of a zero-terminal-SNR schedule: diffusers' multistep and Euler schedulers keep log(abar) finite so, its DDIM keeps the zero.
+ABAR_FLOOR = 2.0**-24
+
+
+@dataclass(frozen=True)
+class ScaledTime:
+    """A network that counts time in another unit than its process: it is given `unit * t`."""
+
+    network: Any
+    unit: float
+
+    def __call__(self, x, t, args):
+        return self.network(x, self.unit * t, args)
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+    name = config.get("_class_name", "DDPMScheduler")
+    if name not in DEFAULTS and name not in FLOWS:
+        raise ValueError(f"The scheduler {name!r} has no process here: known are {', '.join([*DEFAULTS, *FLOWS])}.")
+    return name
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether the scheduler's process is the straight line from data to noise."""
+    return _class_name(config) in FLOWS or bool(config.get("use_flow_sigmas"))
+
+
+def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
+    """The products abar_i of a discrete scheduler, `[T]`, float64."""
+    start, end, schedule = DEFAULTS[_class_name(config)]
+    start, end, schedule = config.get("beta_start", start), config.get("beta_end", end), config.get("beta_schedule", schedule)
+    steps = config.get("num_train_timesteps", 1000)
+    if config.get("trained_betas") is not None:
+        betas = np.asarray(config["trained_betas"], np.float64)
+    elif schedule == "linear":
+        betas = np.linspace(start, end, steps)
+    elif schedule == "scaled_linear":
+        betas = np.linspace(start**0.5, end**0.5, steps) ** 2
+    elif schedule == "squaredcos_cap_v2":
+        f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    else:
+        raise ValueError(f"beta_schedule={schedule!r} is not known: use linear, scaled_linear, squaredcos_cap_v2, or give trained_betas.")
+    if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
+        raise ValueError(f"The scheduler's betas must be two numbers or more, all between 0 and 1; got {np.array2string(betas, threshold=8)}.")
+    abar = np.cumprod(1 - betas)
+    return _zero_terminal_snr(abar) if config.get("rescale_betas_zero_snr") else abar
+
+
+def _zero_terminal_snr(abar: np.ndarray) -> np.ndarray:
+    root = np.sqrt(abar)
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    # The floor lies above the step before it where the betas end high (the linear schedule); a table of abar must decrease.
+    return np.append(root[:-1] ** 2, min(ABAR_FLOOR, root[-2] ** 2 / 4))
+
+
+def process_from_config(config: Mapping[str, Any]) -> tuple[Any, str]:
+    """The process and the prediction of a diffusers scheduler.
+
+    Args:
+        config: the contents of `scheduler_config.json`; a key left out has its scheduler's default, an empty one is DDPM's.
+
+    Returns `VPDiscrete` (t = training step) or `FlowMatching` (t in [0, 1]; the network's own time is `time_unit(config)` times as much),
+    and one of "eps" "x0" "v" "flow".
+    Raises ValueError for a scheduler, schedule or prediction_type that is not known.
+    """
+    from ..processes import FlowMatching, VPDiscrete
+
+    flow = is_flow(config)
+    kind = config.get("prediction_type", "flow_prediction" if _class_name(config) in FLOWS else "epsilon")
+    if kind not in PREDICTIONS:
+        raise ValueError(f"prediction_type={kind!r} is not known: use one of {', '.join(PREDICTIONS)}.")
+    if kind == "flow_prediction" and not flow:
+        raise ValueError("prediction_type='flow_prediction' belongs to a flow: set use_flow_sigmas to true, or use FlowMatchEulerDiscreteScheduler.")
+    return FlowMatching() if flow else VPDiscrete(alphas_cumprod(config)), PREDICTIONS[kind]
+
+
+def time_unit(config: Mapping[str, Any]) -> float:
+    """What the process's time is multiplied by before the network sees it: the number of training steps for a flow, else one."""
+    return float(config.get("num_train_timesteps", 1000)) if is_flow(config) else 1.0

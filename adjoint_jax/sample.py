@@ -1,0 +1,152 @@
+"""The loop: a grid becomes rows of weights, one `lax.scan` of the solver's step runs through them, an adjoint differentiates it."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import grids
+from ._numerics import at_least_float32, is_concrete
+from ._types import Args, ArrayLike, State
+from .adjoints import AbstractSamplerAdjoint, DiscreteAdjoint
+from .adjoints._computation import Computation, run_direct
+from .solvers import AbstractSampler, DPMSolverPP, ExponentialRK
+from .solvers._base import as_dtype
+from .terms import DiffusionTerm
+
+
+class Trajectory(eqx.Module):
+    """The states of a sample: times `ts` `[N + 1]` and states `xs` `[N + 1, *x]`; xs[0] is x_T, xs[-1] the sample."""
+
+    ts: Any
+    xs: State
+
+
+def sample(
+    term: DiffusionTerm,
+    x_T: State,
+    args: Args = None,
+    *,
+    grid: ArrayLike,
+    solver: diffrax.AbstractSolver | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    key: Any = None,
+    noise: Any = None,
+    save: bool = False,
+) -> Any:
+    """Solves dx/dt = alpha' x0 + sigma' eps from x_T along the grid: a sample, differentiable in everything.
+
+    Args:
+        term: network, process and prediction.
+        x_T: the state at grid[0], any shape; a leading axis is a batch. The state's dtype is promote(x_T, float32).
+        args: what the network is given; float leaves are differentiable; `aj.PerStep(v)` gives interval i its own v[i].
+        grid: N + 1 strictly decreasing times of the process, N >= 1. Concrete: weights in float64 on the host. Traced: weights in the
+            graph, the grid differentiable under exact adjoints, its order and range unchecked.
+        solver: a solver of `aj.solvers`, `DPMSolverPP(order=2)` unless given; an explicit stock diffrax solver stands for `ExponentialRK(solver)`.
+        adjoint: `DiscreteAdjoint()` (exact) unless given; never changes the sample.
+        key, noise: for stochastic solvers; must be None for the deterministic ones of this version.
+        save: return the whole trajectory.
+
+    Returns:
+        x_0 of the shape of x_T, or a `Trajectory` where `save`.
+
+    Raises:
+        ValueError: a grid that does not decrease or leaves the process's range, weights that are not finite on it, a network
+            whose answer has another shape, `key` or `noise` given.
+        TypeError: a term, solver or adjoint of another kind.
+        FloatingPointError: outside of `jit` and `grad`, where x_T or a state is not finite; names the step. Traced computations return NaN.
+
+        x_0 = aj.sample(term, x_T, args, grid=aj.grids.log_snr(term.process, 20))
+    """
+    computation = prepare(term, x_T, args, grid, solver, key, noise, save)
+    x, states = _run(computation, DiscreteAdjoint() if adjoint is None else adjoint)
+    _raise_if_not_finite(computation, x)
+    return Trajectory(computation.ts, jnp.concatenate([computation.x[None], states])) if save else x
+
+
+def invert(
+    term: DiffusionTerm,
+    x_0: State,
+    args: Args = None,
+    *,
+    grid: ArrayLike,
+    solver: diffrax.AbstractSolver | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    save: bool = False,
+) -> Any:
+    """Solves the same ODE from data to noise along the same decreasing grid; returns x_T.
+
+    The solver's own error is all that separates it from the exact inverse of `sample`: with DDIM this is DDIM inversion (error of order 1).
+    Arguments, return value and errors as `sample`, with x_0 the state at grid[-1]; the grid must end where the solver's splitting can start
+    (sigma > 0 for sigma_data = 0).
+
+        x_T = aj.invert(term, x_0, args, grid=ts, solver=aj.DEIS(order=3))
+    """
+    computation = prepare(term, x_0, args, grid, solver, None, None, save, reverse=True)
+    x, states = _run(computation, DiscreteAdjoint() if adjoint is None else adjoint)
+    _raise_if_not_finite(computation, x)
+    return Trajectory(computation.ts, jnp.concatenate([computation.x[None], states])) if save else x
+
+
+def prepare(term: Any, x: Any, args: Args, grid: Any, solver: Any, key: Any, noise: Any, save: bool, reverse: bool = False) -> Computation:
+    """Checks the arguments of `sample` and lays out its computation."""
+    if not isinstance(term, DiffusionTerm):
+        raise TypeError(f"term must be an aj.DiffusionTerm(network, process, prediction); got {type(term).__name__}.")
+    if key is not None or noise is not None:
+        raise ValueError("key and noise are for stochastic solvers; the solvers of this version draw none: leave both None.")
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x_T must be an array of floats; got dtype {x.dtype}.")
+    x = x.astype(at_least_float32(x.dtype))
+    sampler = _as_sampler(solver)
+    if is_concrete(grid, term.process, sampler):
+        ts = grids.check(term.process, grid)
+    else:
+        ts = jnp.asarray(grid, x.dtype)
+        if ts.ndim != 1 or len(ts) < 2:
+            raise ValueError(f"A grid is a vector of at least two times; got shape {ts.shape}.")
+    ts = ts[::-1] if reverse else ts
+    rows = sampler.table(term.process, term.prediction, ts)
+    return Computation(term, sampler, x, args, ts, type(rows)(*as_dtype(rows, x.dtype)), save)
+
+
+def _as_sampler(solver: Any) -> AbstractSampler:
+    if solver is None:
+        return DPMSolverPP(order=2)
+    if isinstance(solver, AbstractSampler):
+        return solver
+    if isinstance(solver, diffrax.AbstractSolver):
+        return ExponentialRK(solver)
+    raise TypeError(f"solver must be a solver of aj.solvers or an explicit diffrax solver; got {type(solver).__name__}.")
+
+
+def _run(computation: Computation, adjoint: Any) -> tuple[State, Any]:
+    if isinstance(adjoint, AbstractSamplerAdjoint):
+        return adjoint.run(computation)
+    if type(adjoint) is diffrax.DirectAdjoint:
+        return run_direct(computation)
+    raise TypeError(
+        f"aj.sample takes the adjoints of aj.adjoints; got {type(adjoint).__name__}: "
+        "use it in diffrax.diffeqsolve(term, solver, ..., stepsize_controller=diffrax.StepTo(ts), adjoint=...)."
+    )
+
+
+def _raise_if_not_finite(computation: Computation, x: State) -> None:
+    """Names the first step after which a state is not finite; silent where x is traced."""
+    if not is_concrete(x, computation) or bool(jnp.isfinite(x).all()):
+        return
+    if not bool(jnp.isfinite(computation.x).all()):
+        raise FloatingPointError("x_T holds NaN or infinity: start from finite numbers.")
+    carry, inputs = computation.carry(), computation.inputs()
+    shared, _ = computation.shared()
+    for i in range(computation.steps):
+        carry = computation.step(shared, carry, jax.tree.map(lambda leaf, i=i: leaf[i], inputs))
+        if not bool(jnp.isfinite(carry[0]).all()):
+            t = float(np.asarray(computation.ts)[i])
+            raise FloatingPointError(
+                f"The state is not finite after step {i} of {computation.steps} (t = {t:g}): the network's output there is NaN, infinite or too large. "
+                "Check its weights, its dtype and that t is in its units."
+            )
