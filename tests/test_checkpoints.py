@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -44,11 +45,17 @@ def parameters(module, in_channels=1):
 PARAMS = parameters(UNET)
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sound") / "unet"
+    save(path, UNET, PARAMS)
+    return path
+
+
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, sound):
     """A sound checkpoint to spoil."""
-    save(tmp_path / "unet", UNET, PARAMS)
-    return tmp_path / "unet"
+    return Path(shutil.copytree(sound, tmp_path / "unet"))
 
 
 def tensors(folder):
@@ -89,7 +96,7 @@ def test_layout_is_that_of_torch(folder):
     assert config["norm_eps"] == 1e-6
 
 
-@pytest.mark.parametrize("module", [UNet2D(num_class_embeds=10), UNet2D(class_embed_type="timestep", attention_head_dim=None), ConvClassifier()])
+@pytest.mark.parametrize("module", [UNet2D(class_embed_type="timestep", layers_per_block=1), ConvClassifier()])
 def test_names_are_a_bijection(module):
     shapes = _models.shapes(module, {"in_channels": 1}, "test")
     table = _rules.rules(shapes)
@@ -224,7 +231,7 @@ def empty(folder):
     (folder / WEIGHTS).write_bytes(b"")
 
 
-@spoil((ValueError, "never|nothing is unpickled.*save_pretrained"))
+@spoil((ValueError, "nothing is unpickled.*save_pretrained"))
 def pickled(folder):
     (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.bin")
 

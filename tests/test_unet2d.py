@@ -19,6 +19,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 SPEC = importlib.util.spec_from_file_location("make_unet2d", FIXTURES / "make_unet2d.py")
 reference = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(reference)
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # each program runs once
 TINY = UNet2D(
     in_channels=1,
     out_channels=1,
@@ -46,7 +47,7 @@ def answer(module, params, case, embed=False):
     if labels is not None:
         labels = jnp.asarray(labels, jnp.int32 if labels.dtype.kind == "i" else jnp.float32)
     labels = params["class_embedding"]["embedding"][labels] if embed else labels
-    return jax.jit(module.apply)({"params": params}, jnp.asarray(x), jnp.asarray(reference.TIMES), labels)
+    return jax.jit(module.apply, compiler_options=QUICK)({"params": params}, jnp.asarray(x), jnp.asarray(reference.TIMES), labels)
 
 
 @pytest.mark.parametrize("case", reference.CASES)

@@ -4,4 +4,5 @@ from diffrax import DirectAdjoint as DirectAdjoint
 
 from ._base import AbstractSamplerAdjoint as AbstractSamplerAdjoint
 from ._computation import PerStep as PerStep
+from .deis import AdjointDEIS as AdjointDEIS
 from .discrete import DiscreteAdjoint as DiscreteAdjoint
