@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import adjoints as adjoints, grids as grids, networks as networks, solvers as solvers
 from .adjoints import AdjointDEIS as AdjointDEIS, DirectAdjoint as DirectAdjoint, DiscreteAdjoint as DiscreteAdjoint, PerStep as PerStep
+from .audit import audit as audit
 from .networks import cfg as cfg, equinox as equinox, linen as linen, nnx as nnx
 from .processes import (
     EDM as EDM,

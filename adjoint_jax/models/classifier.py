@@ -20,8 +20,9 @@ class ConvClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
-        for i, width in enumerate(self.features):
-            x = nn.Conv(width, (3, 3), padding=1, name=f"conv_{i}")(x)
+        for i, features in enumerate(self.features):
+            x = nn.Conv(features, (3, 3), padding=1, name=f"conv_{i}")(x)
             x = nn.silu(nn.GroupNorm(self.norm_num_groups, name=f"norm_{i}")(x))
-            x = nn.avg_pool(x, (2, 2), strides=(2, 2))
+            b, height, width, c = x.shape
+            x = jnp.mean(x[:, : height // 2 * 2, : width // 2 * 2].reshape(b, height // 2, 2, width // 2, 2, c), axis=(2, 4))
         return nn.Dense(self.classes, name="head")(jnp.mean(x, axis=(1, 2)))
