@@ -1,7 +1,7 @@
 """Gradients of any differentiable loss on a diffusion or flow sampler's output, in JAX, in memory that does not grow with the number of steps."""
 
 from importlib import import_module as _import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 
 from . import adjoints as adjoints, grids as grids, networks as networks, solvers as solvers
 from .adjoints import AdjointDEIS as AdjointDEIS, DirectAdjoint as DirectAdjoint, DiscreteAdjoint as DiscreteAdjoint, PerStep as PerStep
@@ -20,12 +20,12 @@ from .solvers import DDIM as DDIM, DEIS as DEIS, DPMSolverPP as DPMSolverPP, Exp
 from .splitting import Splitting as Splitting
 from .terms import DiffusionTerm as DiffusionTerm
 
-if TYPE_CHECKING:
+if _TYPE_CHECKING:
     from . import models as models
     from .checkpoints import load as load
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _Any:
     """`models` and `load` bring Flax with them, so they are imported when first used."""
     if name == "models":
         return _import_module(".models", __name__)

@@ -17,8 +17,10 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 GAUSS_POINTS, GAUSS_WEIGHTS = (_POINTS + 1) / 2, _WEIGHTS / 2
 """Nodes and weights on [0, 1]."""
@@ -37,7 +39,7 @@ def broadcasting(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def is_concrete(*trees: Any) -> bool:
     """Whether no leaf is a tracer, so that numpy on the host may compute with it."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def namespace(*values: Any) -> ModuleType:

@@ -61,7 +61,7 @@ def audit(
         print(aj.audit(loss, term, x_T, args, grid=ts, adjoints={"M = 12": aj.AdjointDEIS(steps=12)}))
     """
     named = {"x_T": x_T, **_float_leaves(args)}
-    chosen = {name: leaf for name, leaf in named.items() if any(name == w or (w == "args" and name != "x_T") or name.startswith(w + "[") for w in wrt)}
+    chosen = {name: leaf for name, leaf in named.items() if any(name == w or name.startswith(w + "[") for w in wrt)}
     if not chosen:
         raise ValueError(f"wrt={tuple(wrt)!r} names no float input; there are {', '.join(named)}.")
 
@@ -86,7 +86,7 @@ def compare(found: ArrayLike, exact: ArrayLike) -> tuple[float, float, float]:
     g, e = (np.asarray(value, np.float64).ravel() for value in (found, exact))
     size, length = np.linalg.norm(e), np.linalg.norm(g)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return tuple(float(value) for value in (np.linalg.norm(g - e) / size, g @ e / (size * length), length / size))
+        return float(np.linalg.norm(g - e) / size), float(g @ e / (size * length)), float(length / size)
 
 
 def _name(path: Any) -> str:

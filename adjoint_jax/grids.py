@@ -34,7 +34,7 @@ def check(process: AbstractProcess, ts: Any) -> np.ndarray:
     low, high = (float(end) for end in process.range)
     slack = 1e-6 * max(1.0, abs(ts[0]))
     if ts[-1] < low - slack or ts[0] > high + slack:
-        raise ValueError(f"The grid runs from {ts[0]:g} to {ts[-1]:g}, but {name} is defined for t in [{low:g}, {high:g}]: choose t_start and t_end within.")
+        raise ValueError(f"The grid runs from {ts[0]:g} to {ts[-1]:g}, but {name} is defined for t in [{low:g}, {high:g}]: choose times within.")
     return np.clip(ts, low, high)
 
 
@@ -64,7 +64,8 @@ def quadratic(process: AbstractProcess, steps: int, *, t_start: float | None = N
 def log_snr(process: AbstractProcess, steps: int, *, t_start: float | None = None, t_end: float | None = None) -> Grid:
     """Uniform in lam = log(alpha/sigma) (DPM-Solver, section 3.3)."""
     start, end = _ends(process, steps, t_start, t_end)
-    return _in_lam(process, np.linspace(process.lam(start), process.lam(end), steps + 1), start, end)
+    with np.errstate(invalid="ignore"):
+        return _in_lam(process, np.linspace(process.lam(start), process.lam(end), steps + 1), start, end)
 
 
 def karras(process: AbstractProcess, steps: int, *, t_start: float | None = None, t_end: float | None = None, rho: float = 7.0) -> Grid:
@@ -72,7 +73,7 @@ def karras(process: AbstractProcess, steps: int, *, t_start: float | None = None
     start, end = _ends(process, steps, t_start, t_end)
     ends = np.exp(-np.array([process.lam(start), process.lam(end)]) / rho)
     with np.errstate(divide="ignore"):
-        return _in_lam(process, -rho * np.log(np.linspace(*ends, steps + 1)), start, end)
+        return _in_lam(process, -rho * np.log(np.linspace(ends[0], ends[1], steps + 1)), start, end)
 
 
 def edm(process: AbstractProcess, steps: int, *, t_start: float | None = None, t_end: float | None = None, rho: float = 7.0) -> Grid:

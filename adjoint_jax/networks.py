@@ -12,7 +12,7 @@ A prediction p of any kind is linear in (x0, eps), and so is x = alpha x0 + sigm
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -71,7 +71,9 @@ class _Static(eqx.Module):
 
 def as_pytree(network: Network) -> Network:
     """`network` itself where it is a pytree of its own, else wrapped so that it counts as static."""
-    return network if isinstance(network, eqx.Module) else _Static(network)
+    if not callable(network):
+        raise TypeError(f"network must be called as network(x, t, args); got {type(network).__name__}: wrap it by aj.linen, aj.nnx or aj.equinox.")
+    return cast(Network, network) if isinstance(network, eqx.Module) else _Static(network)
 
 
 class _Adapter(eqx.Module):

@@ -147,6 +147,6 @@ def _raise_if_not_finite(computation: Computation, x: State) -> None:
         if not bool(jnp.isfinite(carry[0]).all()):
             t = float(np.asarray(computation.ts)[i])
             raise FloatingPointError(
-                f"The state is not finite after step {i} of {computation.steps} (t = {t:g}): the network's output there is NaN, infinite or too large. "
+                f"The state is not finite after step {i} of {computation.steps} (t = {t:g}): the network's output is NaN, infinite or too large. "
                 "Check its weights, its dtype and that t is in its units."
             )

@@ -93,7 +93,7 @@ class Splitting(eqx.Module):
         return c * alpha / m, -sigma / (c * m)
 
     def step(self, start: Level, end: Level) -> Any:
-        """m_end (u_end - u_start), the whole weight of a first-order step in x, by differences that do not cancel and hold at alpha = 0 and sigma = 0."""
+        """m_end (u_end - u_start), the weight of a first-order step in x, by differences that do not cancel and hold at alpha = 0, sigma = 0."""
         if self.kind == "noise":
             return _rotation(start, end) / start.alpha
         if self.kind == "data":
@@ -120,7 +120,7 @@ class Splitting(eqx.Module):
     def noise_fraction(self, at: Level) -> Any:
         """rho^2 / (c^2 + rho^2) = sin(theta)^2, the share of the noise in the variance: the linear part of the adjoint."""
         if self.kind != "finite":
-            return namespace(at.alpha).ones_like(at.alpha) * (self.kind == "data")
+            return namespace(at.alpha).ones_like(at.alpha) * float(self.kind == "data")
         c, alpha, sigma = self._wide(at.alpha, at.alpha, at.sigma)
         return sigma**2 / (c**2 * alpha**2 + sigma**2)
 

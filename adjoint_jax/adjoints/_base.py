@@ -36,7 +36,7 @@ class AbstractSamplerAdjoint(diffrax.AbstractAdjoint):
 def _check_supported(adjoint: Any, solver: Any, controller: Any, event: Any, saveat: Any) -> None:
     name = type(adjoint).__name__
     if not isinstance(solver, AbstractSampler):
-        raise ValueError(f"{name} differentiates solvers of adjoint_jax; wrap {type(solver).__name__} as aj.ExponentialRK(...) or use an adjoint of diffrax.")
+        raise ValueError(f"{name} takes solvers of adjoint_jax: wrap {type(solver).__name__} as aj.ExponentialRK, or use an adjoint of diffrax.")
     sub = saveat.subs
     plain = isinstance(sub, diffrax.SubSaveAt) and sub.t1 and not sub.t0 and sub.ts is None and sub.steps == 0 and not saveat.dense
     if not isinstance(controller, diffrax.StepTo) or event is not None or not plain:

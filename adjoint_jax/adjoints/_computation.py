@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import eval_jaxpr
 
 from .._numerics import varying_like
 from .._types import Args, State
@@ -69,15 +70,18 @@ class Computation(eqx.Module):
                 raise ValueError(f"A PerStep leaf needs one value for each of the {self.steps} steps; got shape {jnp.shape(leaf)}.")
         return varying_like(Inputs(self.times[:-1], self.times[1:], self.rows, per_step), self.x)
 
+    def _split(self) -> tuple[Any, Any]:
+        constant = jax.tree.map(lambda leaf: None if _is_per_step(leaf) else leaf, self.args, is_leaf=_is_per_step)
+        return eqx.partition((self.term.network, constant), eqx.is_array)
+
     def shared(self) -> tuple[Any, Any]:
         """The (arrays, rest) of (network, args without the per-step leaves)."""
-        constant = jax.tree.map(lambda leaf: None if _is_per_step(leaf) else leaf, self.args, is_leaf=_is_per_step)
-        arrays, rest = eqx.partition((self.term.network, constant), eqx.is_array)
+        arrays, rest = self._split()
         return varying_like(arrays, self.x), rest
 
     def term_and_args(self, shared: Any, per_step: Any) -> tuple[DiffusionTerm, Args]:
         """The term and the arguments of one interval, with `shared` in place of their arrays."""
-        network, args = eqx.combine(shared, self.shared()[1])
+        network, args = eqx.combine(shared, self._split()[1])  # not `shared`: a step that marks the arrays again would close over them
         return eqx.tree_at(lambda term: term.network, self.term, network), eqx.combine(args, per_step)
 
     def step(self, shared: Any, carry: Any, inputs: Inputs) -> Any:
@@ -94,9 +98,21 @@ class Computation(eqx.Module):
         return term.predict(t, x, args)
 
 
+class _Closed(eqx.Module):
+    """A traced function and the arrays that it closed over. Unlike Equinox's it does not compare shardings, which pmap changes inside a scan."""
+
+    jaxpr: Any = eqx.field(static=True)
+    consts: list
+    structure: Any = eqx.field(static=True)
+
+    def __call__(self, *args: Any) -> Any:
+        return jax.tree.unflatten(self.structure, eval_jaxpr(self.jaxpr, self.consts, *jax.tree.leaves(args)))
+
+
 def closed(function: Callable, *args: Any) -> Any:
     """`function` traced once at `args`, every array that it closes over turned into a leaf of the result, so that nothing escapes a custom_vjp."""
-    return eqx.filter_closure_convert(function, *args)
+    traced, answer = jax.make_jaxpr(function, return_shape=True)(*args)
+    return _Closed(traced.jaxpr, traced.consts, jax.tree.structure(answer))
 
 
 def first(inputs: Any, i: int = 0) -> Any:

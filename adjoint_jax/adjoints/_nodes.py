@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._numerics import adams_weights, broadcasting, floating, is_concrete, namespace, past_nodes, trailing
+from .._numerics import adams_weights, broadcasting, floating, is_concrete, namespace, past_nodes
 from ..networks import conversions
 from ..splitting import Splitting, level
 from ..terms import DiffusionTerm
@@ -63,7 +63,7 @@ def choose(ts: Any, lams: Any, steps: int | None, nodes: str | Sequence[int]) ->
     if nodes not in ("lam", "t"):
         raise ValueError(f'nodes={nodes!r} is not known: use "lam", "t", "index" or a sequence of indices of the grid.')
     if not is_concrete(ts, lams):
-        raise ValueError(f'AdjointDEIS(steps={steps}, nodes="{nodes}") measures the grid and needs a concrete one; it is traced here: use nodes="index".')
+        raise ValueError(f'AdjointDEIS(steps={steps}, nodes="{nodes}") measures the grid which is traced here: use nodes="index" or a concrete grid.')
     along = np.asarray(lams if nodes == "lam" else ts)[low : high + 1]
     targets = np.linspace(along[0], along[-1], steps + 1)
     return np.unique(np.abs(along[:, None] - targets[None]).argmin(axis=0) + low)[::-1]
@@ -94,7 +94,7 @@ def lay_out(term: DiffusionTerm, splitting: Splitting, t: Any, order: int, bashf
 
 
 def quadrature(logs: Any, order: int, count: int) -> Any:
-    """Weights `[K]` of int dL over all intervals, each by the polynomial through the `order` nearest of the first `count` nodes: no start-up of low order."""
+    """Weights `[K]` of int dL over all intervals, each by the polynomial through the `order` nearest of the first `count` nodes."""
     intervals = np.arange(len(logs) - 1)
     top = np.clip(np.maximum(intervals + 1, order - 1), 0, max(count - 1, 0))
     index = top[:, None] - np.arange(order)[None]

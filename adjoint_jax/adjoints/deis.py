@@ -11,7 +11,6 @@ The adjoint a = dL/dx of dx/dt obeys a linear ODE along the trajectory; in the f
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -19,14 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._numerics import is_concrete, zeros_like
+from .._numerics import is_concrete, varying_like, zeros_like
 from .._types import State
 from ..solvers._base import fit
 from ..splitting import Splitting
 from ._base import AbstractSamplerAdjoint
 from ._computation import Computation, closed, first
 from ._nodes import Nodes, choose, lay_out
-from .discrete import accumulator, add
+from .discrete import DiscreteAdjoint, accumulator, add, constant
 
 PUBLISHED_LIMITS = {1: 0.69, 2: 0.46}
 """Steps in lam above which the published rules amplify the adjoint where it should shrink."""
@@ -90,6 +89,8 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         step = closed(computation.step, shared, carry, first(inputs))
         predict = closed(computation.predict, shared, first(inputs).per_step, inputs.t0[0], computation.x)
         index = choose(computation.ts, computation.term.process.lam(computation.ts), self.steps, self.nodes)
+        if not len(index):
+            return DiscreteAdjoint().run(computation)
         nodes = self._nodes(computation, index)
         return _run((step, predict, shared, carry, inputs), nodes, _Plan(computation, self, index))
 
@@ -100,11 +101,11 @@ class AdjointDEIS(AbstractSamplerAdjoint):
             if longest > PUBLISHED_LIMITS[self.order]:
                 warnings.warn(
                     f"The published AdjointDEIS of order {self.order} is unstable for steps in lam above {PUBLISHED_LIMITS[self.order]}; "
-                    f"the longest here is {longest:.2f}, and the gradient may be wrong by orders of magnitude. Use sigma_data=1 with published=False.",
+                    f"the longest here is {longest:.2f}, and the gradient may be off by orders of magnitude: use sigma_data=1, published=False.",
                     stacklevel=2,
                 )
         nodes = lay_out(computation.term, self.splitting, ts, self.order, self.mode == "AB", self.published)
-        return Nodes(*(jnp.asarray(value, computation.x.dtype) for value in nodes))
+        return varying_like(constant(Nodes(*(jnp.asarray(value, computation.x.dtype) for value in nodes))), computation.x)
 
 
 class _Plan:
@@ -114,8 +115,8 @@ class _Plan:
         self.recall, self.save, self.n = computation.solver.recall, computation.save, computation.steps
         self.mode, self.past, self.index = adjoint.mode, adjoint.order - 1, index
         self.sign = 1.0 if adjoint.published else -1.0
-        self.exact_last = self.n > (index[0] if len(index) else 0)
-        self.exact_first = len(index) > 0 and index[-1] > 0
+        self.stored = index[:-1] if self.mode == "AB" and len(index) > 1 else index  # AB never linearises at the last node
+        self.exact_last, self.exact_first = index[0] < self.n, index[-1] > 0
 
 
 @eqx.filter_custom_vjp
@@ -134,14 +135,13 @@ def _forward(perturbed: Any, vjp_arg: Any, nodes: Nodes, plan: _Plan) -> tuple[A
 
 
 def _forward_pass(vjp_arg: Any, plan: _Plan) -> tuple[Any, Any]:
-    """The sampler, with the states at the nodes written into a buffer (its last place takes those that are none)."""
+    """The sampler, with the states at the nodes written into a buffer; the others go where the next node will overwrite them."""
     step, _, shared, carry, inputs = vjp_arg
-    slots = np.full(plan.n + 1, len(plan.index))
-    slots[plan.index] = np.arange(len(plan.index))
-    buffer = jnp.broadcast_to(zeros_like(carry[0]), (len(plan.index) + 1, *carry[0].shape))
+    buffer = jnp.broadcast_to(zeros_like(carry[0]), (len(plan.stored), *carry[0].shape))
+    slots = np.searchsorted(-plan.stored, -np.arange(plan.n + 1), side="right") - 1
 
     def write(buffer: Any, x: State, slot: Any) -> Any:
-        return jax.lax.dynamic_update_index_in_dim(buffer, x, slot, 0)
+        return jax.lax.dynamic_update_index_in_dim(buffer, x, slot, 0) if len(buffer) else buffer
 
     def body(acc: Any, slices: Any) -> tuple[Any, Any]:
         carry, buffer = acc
@@ -150,7 +150,7 @@ def _forward_pass(vjp_arg: Any, plan: _Plan) -> tuple[Any, Any]:
         return (following, write(buffer, carry[0], slot)), following[0] if plan.save else None
 
     (carry, buffer), states = jax.lax.scan(body, (carry, buffer), (inputs, jnp.asarray(slots[:-1])))
-    return (carry[0], states), write(buffer, carry[0], slots[-1])[: len(plan.index)]
+    return (carry[0], states), write(buffer, carry[0], slots[-1]) if slots[-1] >= 0 else buffer
 
 
 @_run.def_bwd
@@ -176,7 +176,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, nodes: Node
     if plan.exact_last:
         adjoint, total = exact(adjoint, total, kept[0] if len(kept) else x_T, plan.n - 1)
     if len(kept):
-        per_step = jax.tree.map(lambda leaf: leaf[np.minimum(plan.index, plan.n - 1)], inputs.per_step)
+        per_step = jax.tree.map(lambda leaf: leaf[np.minimum(plan.stored, plan.n - 1)], inputs.per_step)
 
         def linearise(x: State, t: Any, per_step: Any) -> Callable:
             def local(x: State, differentiated: Any) -> State:
@@ -224,9 +224,8 @@ def _adams(linearise: Callable, adjoint: State, total: Any, kept: Any, per_step:
 
     w = fit(nodes.scale[0], adjoint) * adjoint
     start = (w, w, (zeros_like(w),) * plan.past, total)
-    slices = (kept, per_step, nodes)
-    if plan.mode == "AB":
-        slices = jax.tree.map(lambda leaf: leaf[:-1], slices)
+    visited = len(plan.index) - (plan.mode == "AB")
+    slices = jax.tree.map(lambda leaf: leaf[:visited], (kept, per_step, nodes))
     (predicted, base, _, total), _ = jax.lax.scan(body, start, slices)
     w = predicted if plan.mode == "AB" else base
     return w / fit(nodes.scale[-1], w), total

@@ -4,7 +4,8 @@ For x_{i+1} = step(x_i, history_i; shared, inputs_i) and lambda = dL/d(carry), b
 
     lambda_i = [d step / d carry]^T lambda_{i+1},    dL/dshared += [d step / d shared]^T lambda_{i+1}.                 (1)
 
-A multistep method is linear in its history, so its transpose needs x_i alone: one stored state a step, one network linearisation alive.
+A multistep method is linear in its history, so its transpose needs x_i alone: one stored state a step, one network linearisation alive
+(and the history too where the weights are differentiated: a gradient in the grid).
 Cost: N forward, then N (forward + backward).
 """
 
@@ -37,14 +38,14 @@ class DiscreteAdjoint(AbstractSamplerAdjoint):
 
     def __init__(self, keep: int = 0):
         if keep != 0:
-            raise ValueError(f"DiscreteAdjoint(keep={keep!r}): this version recomputes every step; use keep=0, or DirectAdjoint to keep all linearisations.")
+            raise ValueError(f"DiscreteAdjoint(keep={keep!r}): this version recomputes every step; use keep=0, or DirectAdjoint, which keeps all.")
         self.keep = keep
 
     def run(self, computation: Computation) -> tuple[State, Any]:
         shared, _ = computation.shared()
         carry, inputs = computation.carry(), computation.inputs()
         step = closed(computation.step, shared, carry, first(inputs))
-        return _run((step, shared, carry, inputs), computation.solver, computation.save)
+        return _run((step, shared, carry, inputs), constant(computation.solver), computation.save)
 
 
 @eqx.filter_custom_vjp
@@ -57,9 +58,10 @@ def _run(vjp_arg: Any, solver: Any, save: bool) -> tuple[State, Any]:
 @_run.def_fwd
 def _forward(perturbed: Any, vjp_arg: Any, solver: Any, save: bool) -> tuple[Any, Any]:
     step, shared, carry, inputs = vjp_arg
+    whole = _wants_rows(perturbed)
 
     def record(carry: Any, following: Any) -> Any:
-        return solver.remember(*carry), following[0] if save else None
+        return carry if whole else solver.remember(*carry), following[0] if save else None
 
     carry, (memories, states) = run_forward(step, shared, carry, inputs, record)
     return (carry[0], states), (memories, perturbed)
@@ -72,6 +74,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, solver: Any
     wants_step, wants_shared, _, wants_inputs = perturbed
     differentiated, fixed = eqx.partition((step, shared), (wants_step, wants_shared))
     cotangent_x, cotangent_states = cotangents
+    whole = _wants_rows(perturbed)
     start = jax.tree.map(zeros_like, eqx.filter((x, state), eqx.is_inexact_array))
     start = (start[0] if cotangent_x is None else cotangent_x, start[1])
     total = jax.tree.map(accumulator, differentiated)
@@ -81,7 +84,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, solver: Any
         memory, inputs_i, cotangent_state = slices
         if cotangent_state is not None:
             cotangent = (cotangent[0] + cotangent_state, cotangent[1])
-        carry_diff, carry_fixed = eqx.partition(solver.recall(memory, state), eqx.is_inexact_array)
+        carry_diff, carry_fixed = eqx.partition(memory if whole else solver.recall(memory, state), eqx.is_inexact_array)
         inputs_diff, inputs_fixed = eqx.partition(inputs_i, wants_inputs)
 
         def local(carry_diff: Any, differentiated: Any, inputs_diff: Any) -> Any:
@@ -96,6 +99,16 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, solver: Any
     (cotangent, total), per_input = jax.lax.scan(body, (start, total), (memories, inputs, cotangent_states), reverse=True)
     step_share, shared_share = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, differentiated)
     return step_share, shared_share, cotangent, per_input
+
+
+def _wants_rows(perturbed: Any) -> bool:
+    """Whether the weights themselves are differentiated: then the history that they multiply has to be stored as well."""
+    return any(jax.tree.leaves(perturbed[3].row))
+
+
+def constant(tree: Any) -> Any:
+    """`tree` without derivative: what the weights took from it is differentiated through the rows."""
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
 def accumulator(leaf: Any) -> Any:

@@ -63,7 +63,8 @@ def check_rows(rows: Any, names: Any, ts: np.ndarray, what: str) -> None:
             i = int(np.argmax(bad))
             raise ValueError(
                 f"{what} is not defined on step {i} of this grid, t = {ts[i]:g} -> {ts[i + 1]:g} ({name} is not finite there): "
-                "alpha = 0 needs a finite or zero sigma_data and a prediction other than eps, sigma = 0 a prediction other than x0 and sigma_data > 0 where a step starts."
+                "a step from alpha = 0 needs a finite or zero sigma_data and a prediction other than eps, "
+                "a step from sigma = 0 needs sigma_data > 0 and a prediction other than x0."
             )
 
 

@@ -67,7 +67,7 @@ def _coordinate(variable: str, splitting: Splitting, process: AbstractProcess, l
 
 
 def exact_weights(splitting: Splitting, variable: str, process: AbstractProcess, end: Level, nodes: Any, lams: Any, valid: Any) -> Any:
-    """W_1, W_2, ... of (1) for nodes `[..., k]` at half log-SNR `lams`, by quadrature in lam (in rho where that is the variable): `[..., k - 1, *c]`."""
+    """W_1, W_2, ... of (1) for nodes `[..., k]` at half log-SNR `lams`, by quadrature in lam (or rho, where that is w): `[..., k - 1, *c]`."""
     xp = namespace(nodes)
     points, weights = floating(GAUSS_POINTS, nodes), floating(GAUSS_WEIGHTS, nodes)
     first, last = lams[..., :1], end.lam[..., None]
@@ -160,13 +160,13 @@ class AbstractMultistep(AbstractSampler):
         return memory, eqx.tree_at(lambda s: s.history, state, tuple(zeros_like(memory) for _ in state.history))
 
 
-def _checked_order(order: int, most: int, name: str) -> int:
+def checked_order(order: int, most: int, name: str) -> int:
     if order not in range(1, most + 1):
         raise ValueError(f"{name} has orders 1 to {most}; got order={order!r}.")
     return int(order)
 
 
-def _checked_variable(variable: str, splitting: Splitting) -> str:
+def checked_variable(variable: str, splitting: Splitting) -> str:
     if variable not in VARIABLES:
         raise ValueError(f"variable={variable!r} is not known: use one of {', '.join(VARIABLES)}.")
     if variable == "theta" and (splitting.kind != "finite" or splitting.ndim):

@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 
 from ..splitting import Splitting
-from .multistep import AbstractMultistep, _checked_order, _checked_variable
+from .multistep import AbstractMultistep, checked_order, checked_variable
 
 
 class DDIM(AbstractMultistep):
@@ -21,17 +21,17 @@ class DDIM(AbstractMultistep):
         aj.sample(term, x_T, args, grid=ts, solver=aj.DDIM())
     """
 
+    splitting: Splitting
+    variable: str = eqx.field(static=True)
+    steps_back: int = eqx.field(static=True)
+    midpoint: bool = eqx.field(static=True)
     eta: float = eqx.field(static=True)
 
     def __init__(self, eta: float = 0.0):
         if eta != 0:
             raise ValueError(f"DDIM(eta={eta}) draws noise, which this version does not: use eta=0.")
         self.eta = float(eta)
-
-    splitting = property(lambda self: Splitting(np.inf))
-    variable = property(lambda self: "lam")
-    midpoint = property(lambda self: False)
-    steps_back = property(lambda self: 1)
+        self.splitting, self.variable, self.steps_back, self.midpoint = Splitting(np.inf), "lam", 1, False
 
 
 class DEIS(AbstractMultistep):
@@ -47,15 +47,15 @@ class DEIS(AbstractMultistep):
         aj.sample(term, x_T, args, grid=ts, solver=aj.DEIS(order=3))
     """
 
-    steps_back: int = eqx.field(static=True)
+    splitting: Splitting
     variable: str = eqx.field(static=True)
+    steps_back: int = eqx.field(static=True)
+    midpoint: bool = eqx.field(static=True)
 
     def __init__(self, order: int = 3, variable: str = "t"):
-        self.steps_back = _checked_order(order, 4, "DEIS")
-        self.variable = _checked_variable(variable, self.splitting)
-
-    splitting = property(lambda self: Splitting(np.inf))
-    midpoint = property(lambda self: False)
+        self.splitting, self.midpoint = Splitting(np.inf), False
+        self.steps_back = checked_order(order, 4, "DEIS")
+        self.variable = checked_variable(variable, self.splitting)
 
 
 class DPMSolverPP(AbstractMultistep):
@@ -73,14 +73,14 @@ class DPMSolverPP(AbstractMultistep):
         aj.sample(term, x_T, args, grid=ts)      # the default solver, of order 2
     """
 
+    splitting: Splitting
+    variable: str = eqx.field(static=True)
     steps_back: int = eqx.field(static=True)
+    midpoint: bool = eqx.field(static=True)
 
     def __init__(self, order: int = 2):
-        self.steps_back = _checked_order(order, 3, "DPMSolverPP")
-
-    splitting = property(lambda self: Splitting(0.0))
-    variable = property(lambda self: "lam")
-    midpoint = property(lambda self: True)
+        self.splitting, self.variable, self.midpoint = Splitting(0.0), "lam", True
+        self.steps_back = checked_order(order, 3, "DPMSolverPP")
 
 
 class Exponential(AbstractMultistep):
@@ -99,13 +99,12 @@ class Exponential(AbstractMultistep):
         aj.sample(term, x_T, args, grid=ts, solver=aj.Exponential(order=3, sigma_data=0.5))
     """
 
-    steps_back: int = eqx.field(static=True)
     splitting: Splitting
     variable: str = eqx.field(static=True)
+    steps_back: int = eqx.field(static=True)
+    midpoint: bool = eqx.field(static=True)
 
     def __init__(self, order: int = 2, sigma_data: Any = 1.0, variable: str = "lam"):
-        self.steps_back = _checked_order(order, 4, "Exponential")
-        self.splitting = Splitting(sigma_data)
-        self.variable = _checked_variable(variable, self.splitting)
-
-    midpoint = property(lambda self: False)
+        self.splitting, self.midpoint = Splitting(sigma_data), False
+        self.steps_back = checked_order(order, 4, "Exponential")
+        self.variable = checked_variable(variable, self.splitting)

@@ -61,7 +61,7 @@ def tableau_of(solver: diffrax.AbstractSolver) -> Tableau:
     if isinstance(solver, diffrax.Euler):
         return Tableau(np.zeros((1, 1)), np.ones(1), np.zeros(1), np.zeros(1))
     if not isinstance(solver, diffrax.AbstractERK):
-        raise TypeError(f"ExponentialRK takes diffrax.Euler or an explicit Runge-Kutta solver of diffrax such as diffrax.Heun(); got {type(solver).__name__}.")
+        raise TypeError(f"ExponentialRK takes an explicit Runge-Kutta solver of diffrax such as diffrax.Heun(); got {type(solver).__name__}.")
     stock: Any = solver.tableau
     b = np.asarray(stock.b_sol, np.float64)
     a = np.zeros((len(b), len(b)))
@@ -138,7 +138,9 @@ def rows(splitting: Splitting, tableau: Tableau, process: AbstractProcess, predi
 
 
 class ExponentialRK(AbstractSampler):
-    """An explicit Runge-Kutta solver of diffrax made exponential by a splitting: equation (1). As many evaluations a step as stages; the solver's own order.
+    """An explicit Runge-Kutta solver of diffrax made exponential by a splitting: equation (1), the solver's own order.
+
+    One network evaluation a stage.
 
     Args:
         solver: `diffrax.Euler()`, `diffrax.Heun()`, `diffrax.Tsit5()` or any other explicit Runge-Kutta solver; its public tableau is read.

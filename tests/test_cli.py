@@ -1,0 +1,348 @@
+"""The command line: what it writes, that a killed run ends as an unbroken one, and each refusal as one sentence with nothing written."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+from adjoint_jax import _build, checkpoints, cli
+from adjoint_jax._options import Guide, read_config
+from adjoint_jax.checkpoints import _models
+from adjoint_jax.models import ConvClassifier, UNet2D
+
+ROOT = Path(__file__).parents[1]
+ONE_LEVEL = {"block_out_channels": (8,), "layers_per_block": 1, "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+UNET = UNet2D(in_channels=1, out_channels=1, norm_num_groups=4, attention_head_dim=None, add_attention=False, **ONE_LEVEL)
+SCHEDULER = {"_class_name": "DDPMScheduler", "prediction_type": "v_prediction"}
+EVERY = {"before.png", "after.png", "metric.png", "history.jsonl", "report.md", "config.json", "state.npz", "final.npz"}
+
+
+QUICK = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_the_program_runs(tmp_path_factory):
+    """JAX's own types, whatever the suite sets; and programs compiled quickly, once, since these tests run the same few over and over."""
+    settings = {**QUICK, "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled"))}
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def save_random(path, module, scheduler=None, spoil=None):
+    """A checkpoint of random weights."""
+    rng = np.random.default_rng(0)
+    shapes = _models.shapes(module, {"in_channels": 1}, "test")
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+    if spoil is not None:
+        params = spoil(params)
+    checkpoints.save(path, module, params, scheduler)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    """Folders of a conditional and an unconditional network of one level, and of a classifier; images are 8 x 8."""
+    folder = tmp_path_factory.mktemp("nets")
+    classifier = ConvClassifier(features=(8,), classes=4, norm_num_groups=4)
+    return {
+        "conditional": save_random(folder / "conditional", UNET.clone(num_class_embeds=4), SCHEDULER),
+        "unconditional": save_random(folder / "unconditional", UNET, SCHEDULER),
+        "huge": save_random(folder / "huge", UNET, SCHEDULER, lambda params: jax.tree.map(lambda leaf: leaf * 1e30, params)),
+        "classifier": save_random(folder / "classifier", classifier),
+    }
+
+
+SMALL = ("--size", "8", "--steps", "4", "--batch", "2")
+
+
+def sampling(nets, *more, kind="conditional"):
+    return [*SMALL, "--checkpoint", nets[kind], *(("--label", "1") if kind == "conditional" else ()), *more]
+
+
+def guidance(nets, out, *more):
+    own = ("--classifier", nets["classifier"], "--target", "2", "--iterations", "4", "--save-every", "2", "--out", str(out))
+    return ["guide", *sampling(nets), *own, *more]
+
+
+def run(*arguments, cwd=None):
+    """The program in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "adjoint_jax", *arguments], env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def history(out):
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def assert_same_run(one, other):
+    assert history(one) == history(other)
+    with np.load(one / "final.npz") as a, np.load(other / "final.npz") as b:
+        assert a.files == b.files
+        for name in a.files:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.fixture(scope="module")
+def finished(nets, tmp_path_factory):
+    """A run of four iterations that drives everything."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    cli.main(guidance(nets, out, "--drive", "both"))
+    return out
+
+
+def test_guide_writes_everything_and_the_metric_rises(finished):
+    assert {file.name for file in finished.iterdir()} == EVERY
+    rows = history(finished)
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4]
+    assert rows[-1]["metric"] > rows[0]["metric"]
+    assert set(rows[0]["gradient_norm"]) == {"x_T", "embedding"}
+    assert len(rows[0]["per_image"]) == 2
+    with np.load(finished / "final.npz") as final:
+        shapes = {name: final[name].shape for name in final.files}
+        np.testing.assert_allclose(np.linalg.norm(final["x_T"].reshape(2, -1), axis=1), 8.0, rtol=1e-3)
+    assert shapes == {"x_T": (2, 8, 8, 1), "embedding": (2, 32), "images": (2, 8, 8, 1)}
+    for name in ("before.png", "after.png", "metric.png"):
+        Image.open(finished / name).verify()
+
+
+def test_the_report_holds_the_audit_and_the_cost(finished):
+    report = (finished / "report.md").read_text()
+    exact = re.findall(r"\| (first|last) \| discrete\(\), used \| (x_T|embedding) \| 0.00e\+00 \| 1.0000 \|", report)
+    assert exact == [("first", "embedding"), ("first", "x_T"), ("last", "embedding"), ("last", "x_T")]
+    assert report.count("AdjointDEIS(steps=1)") == 4
+    assert "| network evaluations an iterate, for the whole batch | 8 forward, 4 backward |" in report
+    assert "MiB" in report
+    assert "| guidance | `1.0` |" in report
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_end(nets, finished, tmp_path):
+    arguments = guidance(nets, tmp_path / "run", "--drive", "both", "--resume")
+    process = run(*arguments)
+    while not (tmp_path / "run" / "state.npz").exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (tmp_path / "run" / ".state.npz.half").write_bytes(b"what a kill during a write leaves")
+    with np.load(tmp_path / "run" / "state.npz") as state:
+        assert len(str(state["history"]).splitlines()) < 5
+    cli.main(arguments)
+    assert {file.name for file in (tmp_path / "run").iterdir()} == EVERY
+    assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_run_stopped_after_any_save_resumes_to_the_same_end(nets, finished, tmp_path, monkeypatch, stop):
+    from adjoint_jax import _files
+
+    arguments = guidance(nets, tmp_path / "run", "--drive", "both")
+    save = _files.save
+
+    def stopping(out, config, progress):
+        save(out, config, progress)
+        if len(progress.history) == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_files, "save", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(arguments)
+    monkeypatch.undo()
+    (tmp_path / "run" / "history.jsonl").unlink()
+    cli.main([*arguments, "--resume"])
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_a_finished_run_resumes_to_itself_and_refuses_other_options(nets, finished, capsys):
+    arguments = guidance(nets, finished, "--drive", "both", "--resume")
+    before = (finished / "final.npz").read_bytes()
+    cli.main(arguments)
+    assert (finished / "final.npz").read_bytes() == before
+    refuses([*arguments, "--seed", "5", "--learning-rate", "0.1"], "learning_rate = 0.05 (now 0.1), seed = 0 (now 5); give the same", capsys)
+
+
+def refuses(arguments, sentence, capsys):
+    """Status 2 and one line on standard error with `sentence` in it."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("adjoint-jax: ") == 1
+    last = error.splitlines()[-1]
+    assert last.startswith("adjoint-jax: ")
+    assert sentence in last
+    assert "Traceback" not in error
+
+
+REFUSED = {
+    "sampler": (("--sampler", "euler"), "--sampler euler is not known: use one of ddim, deis, dpmpp, exponential, heun."),
+    "grid": (("--grid", "cosine"), "--grid cosine is not known: use one of uniform, quadratic, log_snr,"),
+    "adjoint": (("--adjoint", "dpm"), "--adjoint dpm is not known: use one of discrete, direct, deis, published."),
+    "optimiser": (("--optimiser", "lbfgs"), "--optimiser lbfgs is not known: use one of adam,"),
+    "drive": (("--drive", "weights"), "--drive weights is not known: use one of noise, embedding, both."),
+    "project": (("--project", "ball"), "--project ball is not known: use one of shell, none."),
+    "option of a sampler": (("--sampler", "ddim", "--order", "2"), "--sampler ddim takes no --order: leave it out."),
+    "option of an adjoint": (("--adjoint-steps", "2"), "--adjoint discrete takes no --adjoint-steps: leave it out."),
+    "order": (("--order", "9"), "orders 1 to 3"),
+    "steps": (("--steps", "-3"), "--steps must be at least 1; got -3."),
+    "adjoint steps": (("--adjoint", "deis", "--adjoint-steps", "9"), "choose steps between 1 and 4."),
+    "batch": (("--batch", "0"), "--batch must be at least 1; got 0."),
+    "iterations": (("--iterations", "0"), "--iterations must be at least 1; got 0."),
+    "learning rate": (("--learning-rate", "nan"), "--learning-rate must be a positive number; got nan."),
+    "end of the grid": (("--t-start", "5000"), "defined for t in [-1, 999]"),
+    "target": (("--target", "4"), "The classifier knows the classes 0 to 3; got --target 4"),
+    "label": (("--label", "4"), "This checkpoint has the classes 0 to 3; got --label 4"),
+    "checkpoint": (("--checkpoint", "nowhere"), "There is no folder at nowhere"),
+    "size": (("--size", "None"), "does not say how large its images are: give --size in pixels."),
+    "metric": (("--metric", "beauty", *(none := ("--target", "None", "--classifier", "None"))), "--metric beauty is not known: use one of classifier, image,"),
+    "metric's module": (("--metric", "no_such:f", *none), "--metric no_such:f cannot be imported; ModuleNotFoundError: No module named 'no_such'."),
+    "metric's function": (("--metric", "math:beauty", *none), "--metric math:beauty cannot be imported; AttributeError"),
+    "metric is no function": (("--metric", "math:pi", *none), "--metric math:pi is a float, not a function of images."),
+    "metric of another shape": (("--metric", "jax.numpy:sum", *none), "must give one float for each image, shape (2,); it gave"),
+    "metric fails": (("--metric", "jax.numpy.linalg:inv", *none), "does not take images of shape (2, 8, 8, 1)"),
+    "option of a metric": (("--metric", "image"), "--metric image takes no --target, --classifier: leave them out."),
+    "no image": (("--metric", "image", *none), "give --target-image FILE.png."),
+    "image absent": (("--metric", "image", "--target-image", "nowhere.png", *none), "No such file or directory: 'nowhere.png'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_are_one_sentence_and_write_nothing(nets, tmp_path, capsys, name):
+    more, sentence = REFUSED[name]
+    refuses(guidance(nets, tmp_path / "out", *more), sentence, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("size", "mode"), [((8, 9), "L"), ((8, 8), "RGB"), ((8, 8), "P")])
+def test_refuses_a_target_image_of_another_shape(nets, tmp_path, capsys, size, mode):
+    Image.new(mode, size).save(tmp_path / "target.png")
+    arguments = guidance(nets, tmp_path / "out", "--metric", "image", "--target-image", tmp_path / "target.png", "--target", None, "--classifier", None)
+    refuses(arguments, "where images are sampled of (8, 8, 1) and L: resize or convert it.", capsys)
+
+
+@pytest.mark.parametrize("more", [("--label", "1"), ("--guidance", "2"), ("--drive", "embedding")])
+def test_refuses_classes_of_an_unconditional_network(nets, tmp_path, capsys, more):
+    own = ("--metric", "jax.numpy:mean", "--out", str(tmp_path / "out"))
+    refuses(["guide", *sampling(nets, *own, *more, kind="unconditional")], "This checkpoint is unconditional", capsys)
+
+
+def test_refuses_a_folder_in_use(nets, finished, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    refuses(guidance(nets, finished), "exists and is not empty: give another --out, or --resume", capsys)
+    refuses(guidance(nets, tmp_path, "--resume"), "exists and has no state.npz to resume from", capsys)
+    refuses(["sample", *sampling(nets), "--out", tmp_path], "exists and is not empty", capsys)
+    refuses(guidance(nets, tmp_path / "file"), "is a file", capsys)
+    assert {file.name for file in tmp_path.iterdir()} == {"notes.txt", "file"}
+
+
+def test_refuses_a_damaged_state(nets, tmp_path, capsys):
+    (tmp_path / "state.npz").write_bytes(b"PK\x03\x04 not a whole archive")
+    refuses(guidance(nets, tmp_path, "--resume"), "is not the whole state of a run", capsys)
+
+
+@pytest.mark.parametrize("command", ["guide", "sample"])
+def test_names_the_step_at_which_the_network_gave_nan(nets, tmp_path, capsys, command):
+    own = ("--metric", "test_cli:brightness") if command == "guide" else ()
+    arguments = [command, *sampling(nets, *own, kind="huge"), "--out", tmp_path / "out"]
+    refuses(arguments, "The state is not finite after step 0 of 4 (t = 999)", capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_the_iteration_at_which_the_metric_gave_nan(nets, tmp_path, capsys):
+    arguments = ["guide", *sampling(nets, "--metric", "test_cli:undefined", kind="unconditional"), "--out", tmp_path / "out"]
+    refuses(arguments, "Iteration 0: The metric is not finite at the images [0, 1]", capsys)
+
+
+def brightness(images):
+    """A metric of one's own."""
+    return images.mean(axis=(1, 2, 3))
+
+
+def undefined(images):
+    return jnp.log(-jnp.square(brightness(images)) - 1)
+
+
+def test_a_metric_of_ones_own_and_an_unconditional_network(nets, tmp_path):
+    arguments = sampling(nets, "--metric", "test_cli:brightness", "--iterations", "3", "--project", "none", kind="unconditional")
+    cli.main(["guide", *arguments, "--sampler", "heun", "--adjoint", "deis", "--adjoint-steps", "2", "--out", str(tmp_path / "out")])
+    rows = history(tmp_path / "out")
+    assert rows[-1]["metric"] > rows[0]["metric"]
+    assert "deis(steps=2), used" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_distance_to_an_image(nets, tmp_path):
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "white.png")
+    arguments = sampling(nets, "--metric", "image", "--target-image", str(tmp_path / "white.png"), "--iterations", "3", kind="unconditional")
+    cli.main(["guide", *arguments, "--optimiser", "sgd", "--learning-rate", "0.5", "--out", str(tmp_path / "out")])
+    rows = history(tmp_path / "out")
+    assert rows[0]["metric"] < rows[-1]["metric"] < 0
+
+
+def test_sample_and_the_start_of_guide_are_the_same_images(nets, finished, tmp_path):
+    cli.main(["sample", *sampling(nets), "--out", str(tmp_path / "out")])
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"samples.png", "samples.npz"}
+    with np.load(tmp_path / "out" / "samples.npz") as samples, np.load(finished / "state.npz") as state:
+        np.testing.assert_allclose(samples["images"], state["before"], atol=1e-4)
+    assert (tmp_path / "out" / "samples.png").read_bytes() == (finished / "before.png").read_bytes()
+
+
+def test_a_config_file_changes_defaults_and_flags_override_it(tmp_path):
+    (tmp_path / "a.toml").write_text('steps = 7\nlearning_rate = 1\ndrive = "both"\n')
+    options = cli.parse(["guide", "--config", str(tmp_path / "a.toml"), "--steps", "9"])
+    assert (options.steps, options.learning_rate, options.drive, options.batch) == (9, 1.0, "both", 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("stepz = 7", "has the unknown key stepz: known are out, checkpoint, size, label,"),
+        ("resume = true", "has the unknown key resume"),
+        ("steps = 'many'", "has steps = 'many' where an int was expected."),
+        ("steps = true", "has steps = True where an int was expected."),
+        ("label = 1.5", "has label = 1.5 where an int was expected."),
+        ("steps = ", "is not TOML"),
+    ],
+)
+def test_refuses_a_config_file(tmp_path, capsys, text, sentence):
+    (tmp_path / "a.toml").write_text(text)
+    refuses(["guide", "--config", tmp_path / "a.toml", "--out", tmp_path / "out"], sentence, capsys)
+    refuses(["guide", "--config", tmp_path / "none.toml"], "No such file", capsys)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("guide_*.toml")), ids=lambda path: path.stem)
+def test_the_configs_of_this_repository_hold_known_options(path):
+    values = read_config(str(path), Guide)
+    options = Guide(**values)
+    _build._make("adjoint", options.adjoint, _build.ADJOINTS, "adjoint_", options, ("steps", "order", "sigma_data"))
+
+
+def test_help_runs_as_a_module():
+    process = run("--help")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert b"guide" in out
+    assert b"sample" in out
+
+
+def test_says_which_packages_are_missing(monkeypatch, capsys):
+    monkeypatch.setitem(cli.EXTRA, "no_such_module", "no-such-package")
+    refuses(["sample"], "The command line needs no-such-package: pip install 'adjoint-jax[cli]'.", capsys)

@@ -1,0 +1,121 @@
+"""The public face: names, signatures, layers, and what importing the package brings along."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import diffrax
+import pytest
+
+import adjoint_jax as aj
+
+PACKAGE = Path(aj.__file__).parent
+MODULES = ("grids", "solvers", "adjoints", "networks", "models")
+SIGNATURES = {
+    "DiffusionTerm": "(network, process, prediction='eps')",
+    "sample": "(term, x_T, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
+    "invert": "(term, x_0, args=None, *, grid, solver=None, adjoint=None, save=False)",
+    "audit": "(loss, term, x_T, args=None, *, grid, solver=None, adjoints, wrt=('x_T', 'args'))",
+    "load": "(path, *, dtype=<class 'jax.numpy.float32'>)",
+    "cfg": "(network, scale)",
+    "linen": "(module)",
+    "nnx": "(module)",
+    "equinox": "(module)",
+    "PerStep": "(value)",
+    "Trajectory": "(ts, xs)",
+    "Splitting": "(sigma_data)",
+    "VPLinear": "(beta_min=0.1, beta_max=20.0)",
+    "VPCosine": "(s=0.008)",
+    "VPDiscrete": "(alphas_cumprod)",
+    "VE": "(sigma_min=0.02, sigma_max=100.0)",
+    "EDM": "()",
+    "FlowMatching": "()",
+    "DDIM": "(eta=0.0)",
+    "DEIS": "(order=3, variable='t')",
+    "DPMSolverPP": "(order=2)",
+    "Exponential": "(order=2, sigma_data=1.0, variable='lam')",
+    "ExponentialRK": "(solver, sigma_data=inf)",
+    "DirectAdjoint": "()",
+    "DiscreteAdjoint": "(keep=0)",
+    "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode=None, published=False)",
+}
+LATER = {
+    "sde_terms", "Paired", "SDEDPMSolverPP", "UniPC", "EDMHeun", "BDIA", "Rex", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
+    "from_scheduler_config", "search_schedule",
+}  # fmt: skip
+
+
+def bare(signature):
+    """A signature without its annotations."""
+    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name):
+    assert bare(inspect.signature(getattr(aj, name))) == SIGNATURES[name]
+
+
+def test_the_public_names_are_the_contract():
+    source = (PACKAGE / "__init__.py").read_text()
+    exported = {alias.asname for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) for alias in node.names if alias.asname}
+    public = {name for name in exported if not name.startswith("_")}
+    assert public == set(SIGNATURES) | set(MODULES)
+    assert not public & LATER
+    assert len(public) <= 50
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_every_public_name_is_documented(name):
+    assert len(inspect.getdoc(getattr(aj, name)) or "") > 60
+
+
+def test_they_are_diffrax_objects():
+    assert aj.DirectAdjoint is diffrax.DirectAdjoint
+    for name in ("DDIM", "DEIS", "DPMSolverPP", "Exponential", "ExponentialRK"):
+        assert issubclass(getattr(aj, name), diffrax.AbstractSolver)
+    for name in ("DiscreteAdjoint", "AdjointDEIS"):
+        assert issubclass(getattr(aj, name), diffrax.AbstractAdjoint)
+    assert issubclass(aj.DiffusionTerm, diffrax.AbstractTerm)
+
+
+def test_import_is_light():
+    code = "import adjoint_jax, sys; print([m for m in ('flax', 'torch', 'matplotlib', 'optax', 'tyro') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+LAYERS = ("_types", "_numerics", "processes", "grids", "splitting", "networks", "terms", "solvers", "adjoints", "sample", "audit")
+APART = ("models", "checkpoints")
+
+
+def imports(path):
+    """Modules of this package that a file imports when it is imported itself, as top-level names of the package."""
+    module = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    package = module[:-1]
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1] + tuple((node.module or "").split(".") if node.module else ())
+            for target in [base] if len(base) > 1 else [(*base, alias.name) for alias in node.names]:
+                yield target[1]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_upwards(path):
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own in LAYERS:
+        assert all(LAYERS.index(name) <= LAYERS.index(own) for name in imports(path) if name in LAYERS)
+        assert not [name for name in imports(path) if name not in LAYERS]
+    elif own == "models":
+        assert set(imports(path)) <= {"models", "classifier", "unet2d"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= 250
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            docstring = ast.get_docstring(node) or ""
+            assert node.end_lineno - node.lineno + 1 - docstring.count("\n") <= 60, node.name

@@ -1,0 +1,168 @@
+"""Bad input gets one sentence that says what was wrong, what was expected and what to do; each at trace time where it can be known there."""
+
+from functools import partial
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adjoint_jax as aj
+
+PROCESS = aj.VPLinear()
+GRID = aj.grids.log_snr(PROCESS, 4, t_start=0.5, t_end=0.2)
+X = jnp.asarray([[0.3, -0.7, 1.1]])
+
+
+def network(x, t, args):
+    del t, args
+    return jnp.tanh(x)
+
+
+TERM = aj.DiffusionTerm(network, PROCESS)
+EDGE = aj.DiffusionTerm(network, aj.FlowMatching(), "eps")
+
+
+def term(function):
+    return aj.DiffusionTerm(function, PROCESS)
+
+
+def sample(x=X, args=None, of=TERM, **more):
+    return aj.sample(of, x, args, **{"grid": GRID, **more})
+
+
+def gradient(**more):
+    return jax.grad(lambda x: jnp.sum(sample(x, **more)))(X)
+
+
+def traced(**more):
+    return jax.jit(lambda grid: sample(grid=grid, **more))(jnp.asarray(GRID))
+
+
+class Zero(diffrax.AbstractTerm):
+    """A term of another kind."""
+
+    def vf(self, t, y, args):
+        return y
+
+    def contr(self, t0, t1, **kwargs):
+        return t1 - t0
+
+    def prod(self, vf, control):
+        return vf * control
+
+
+CASES = {  # what is done, the error, what its sentence holds
+    # the state and the network
+    "x_T of integers": (lambda: sample(jnp.ones((1, 3), int)), ValueError, r"x_T must be an array of floats; got dtype int"),
+    "x_T complex": (lambda: sample(X.astype(complex)), ValueError, r"x_T must be an array of floats; got dtype complex128"),
+    "output shape": (lambda: sample(of=term(lambda x, t, args: x[:, :2])), ValueError, r"answer in the shape of x, \(1, 3\); it gave \(1, 2\)"),
+    "output that would broadcast": (lambda: sample(of=term(lambda x, t, args: x[:1, :1])), ValueError, r"shape of x, \(1, 3\); it gave \(1, 1\)"),
+    "output shape in a gradient": (lambda: gradient(of=term(lambda x, t, args: x[None])), ValueError, r"it gave \(1, 1, 3\)"),
+    "term of another kind": (lambda: sample(of=Zero()), TypeError, r"term must be an aj.DiffusionTerm.*got Zero"),
+    "process of another kind": (lambda: aj.DiffusionTerm(network, "vp"), TypeError, r"process must be a noise process such as aj.VPLinear\(\); got str"),
+    "unknown prediction": (lambda: aj.DiffusionTerm(network, PROCESS, "epsilon"), ValueError, r"prediction='epsilon' is not known: use one of eps, x0, v"),
+    "key given": (lambda: sample(key=jax.random.key(0)), ValueError, r"key and noise are for stochastic solvers.*leave both None"),
+    "noise given": (lambda: sample(noise=jnp.ones((4, 1, 3))), ValueError, r"key and noise are for stochastic solvers.*leave both None"),
+    # args
+    "cfg without uncond": (lambda: sample(args={"cond": X}, of=term(aj.cfg(network, 2.0))), ValueError, r"reads args\['cond'\] and args\['uncond'\]: give both"),
+    "cfg without args": (lambda: sample(of=term(aj.cfg(network, 2.0))), ValueError, r"args\['cond'\] and args\['uncond'\]: give both"),
+    "module without params": (lambda: sample(args={"cond": X}, of=term(aj.linen(None))), ValueError, r"reads its weights from args\['params'\]: give args = "),
+    "PerStep of another length": (lambda: sample(args={"s": aj.PerStep(jnp.ones(3))}), ValueError, r"one value for each of the 4 steps; got shape \(3,\)"),
+    "PerStep scalar": (lambda: sample(args={"s": aj.PerStep(jnp.ones(()))}), ValueError, r"one value for each of the 4 steps; got shape \(\)"),
+    # the grid
+    "grid increasing": (lambda: sample(grid=GRID[::-1]), ValueError, r"must decrease strictly, from noise to data; ts\[0\] = 0.2 is followed by"),
+    "grid with equal times": (lambda: sample(grid=[0.5, 0.4, 0.4, 0.2]), ValueError, r"must decrease strictly.*ts\[1\] = 0.4 is followed by 0.4"),
+    "grid with NaN": (lambda: sample(grid=[0.5, np.nan, 0.2]), ValueError, r"must decrease strictly"),
+    "grid above the range": (lambda: sample(grid=[1.5, 0.5]), ValueError, r"runs from 1.5 to 0.5, but VPLinear is defined for t in \[0, 1\]: choose"),
+    "grid below the range": (lambda: sample(grid=[0.5, -0.2]), ValueError, r"runs from 0.5 to -0.2, but VPLinear is defined for t in \[0, 1\]: choose"),
+    "grid scalar": (lambda: sample(grid=0.5), ValueError, r"vector of at least two times; got shape \(\)"),
+    "grid of one time": (lambda: sample(grid=[0.5]), ValueError, r"vector of at least two times; got shape \(1,\)"),
+    "grid of two axes": (lambda: sample(grid=GRID[:, None]), ValueError, r"vector of at least two times; got shape \(5, 1\)"),
+    "traced grid scalar": (lambda: jax.jit(lambda grid: sample(grid=grid))(0.5), ValueError, r"vector of at least two times; got shape \(\)"),
+    "infinite weight at the start": (
+        lambda: sample(of=EDGE, grid=[1.0, 0.5, 0.2], solver=aj.DDIM()),
+        ValueError,
+        r"DDIM with prediction 'eps' is not defined on step 0 of this grid, t = 1 -> 0.5 .*alpha = 0 needs",
+    ),
+    "grid without steps": (lambda: aj.grids.uniform(PROCESS, 0), ValueError, r"whole number of steps, at least 1; got 0"),
+    "grid to infinite lam": (lambda: aj.grids.log_snr(aj.FlowMatching(), 4), ValueError, r"infinite at t = 1 or t = 0.*give a t_start"),
+    # solvers
+    "no solver": (lambda: sample(solver="euler"), TypeError, r"solver must be a solver of aj.solvers or an explicit diffrax solver; got str"),
+    "implicit solver": (lambda: sample(solver=diffrax.Kvaerno3()), TypeError, r"takes .*an explicit Runge-Kutta.*got Kvaerno3"),
+    "implicit solver wrapped": (lambda: aj.ExponentialRK(diffrax.ImplicitEuler()), TypeError, r"such as diffrax.Heun\(\); got ImplicitEuler"),
+    "DEIS order 0": (lambda: aj.DEIS(order=0), ValueError, r"DEIS has orders 1 to 4; got order=0"),
+    "DEIS order 5": (lambda: aj.DEIS(order=5), ValueError, r"DEIS has orders 1 to 4; got order=5"),
+    "DPMSolverPP order 4": (lambda: aj.DPMSolverPP(order=4), ValueError, r"DPMSolverPP has orders 1 to 3; got order=4"),
+    "Exponential order 2.5": (lambda: aj.Exponential(order=2.5), ValueError, r"Exponential has orders 1 to 4; got order=2.5"),
+    "DEIS variable": (lambda: aj.DEIS(variable="sigma"), ValueError, r"variable='sigma' is not known: use one of lam, rho, t, theta"),
+    "theta without width": (lambda: aj.DEIS(variable="theta"), ValueError, r"one finite sigma_data: use 'rho' or 'lam'"),
+    "DDIM eta": (lambda: aj.DDIM(eta=1.0), ValueError, r"DDIM\(eta=1.0\) draws noise.*use eta=0"),
+    "negative sigma_data": (lambda: aj.Exponential(sigma_data=-1.0), ValueError, r"sigma_data must be 0, infinity, a positive number.*got -1.0"),
+    "sigma_data NaN": (lambda: aj.ExponentialRK(diffrax.Heun(), np.nan), ValueError, r"sigma_data must be 0, infinity, a positive number.*got nan"),
+    "sigma_data array with 0": (lambda: aj.Exponential(sigma_data=np.array([0.0, 1.0])), ValueError, r"array of finite positive numbers; got array"),
+    # adjoints
+    "adjoint of diffrax": (lambda: sample(adjoint=diffrax.BacksolveAdjoint()), TypeError, r"got BacksolveAdjoint: use it in diffrax.diffeqsolve\("),
+    "checkpoints of diffrax": (lambda: sample(adjoint=diffrax.RecursiveCheckpointAdjoint()), TypeError, r"got RecursiveCheckpointAdjoint: use it in diffrax"),
+    "no adjoint": (lambda: sample(adjoint="exact"), TypeError, r"takes the adjoints of aj.adjoints; got str"),
+    "keep": (lambda: aj.DiscreteAdjoint(keep=2), ValueError, r"keep=2\): this version recomputes.*use keep=0, or DirectAdjoint"),
+    "adjoint order": (lambda: aj.AdjointDEIS(order=5), ValueError, r"orders 1 to 4, and 1 or 2 where published=True; got order=5"),
+    "published order": (lambda: aj.AdjointDEIS(order=3, sigma_data=np.inf, published=True), ValueError, r"1 or 2 where published=True; got order=3"),
+    "mode": (lambda: aj.AdjointDEIS(mode="PECECE"), ValueError, r"mode='PECECE' is not known: use \"PECE\", \"PEC\" or \"AB\""),
+    "published with a frame": (lambda: aj.AdjointDEIS(order=2, sigma_data=1.0, published=True), ValueError, r"sigma_data=inf, mode='AB': give sigma_data"),
+    "published PECE": (lambda: aj.AdjointDEIS(order=2, sigma_data=np.inf, mode="PECE", published=True), ValueError, r"is the case sigma_data=inf, mode='AB'"),
+    "adjoint sigma_data": (lambda: aj.AdjointDEIS(sigma_data=-0.5), ValueError, r"sigma_data must be 0, infinity, a positive number.*got -0.5"),
+    "more nodes than steps": (lambda: gradient(adjoint=aj.AdjointDEIS(steps=5)), ValueError, r"steps=5\).*the sampler's 4 intervals: choose steps between 1 and 4"),
+    "no nodes": (lambda: gradient(adjoint=aj.AdjointDEIS(steps=0)), ValueError, r"steps=0\).*choose steps between 1 and 4"),
+    "unknown nodes": (lambda: gradient(adjoint=aj.AdjointDEIS(steps=2, nodes="rho")), ValueError, r"nodes='rho' is not known: use \"lam\", \"t\", \"index\""),
+    "nodes outside": (lambda: gradient(adjoint=aj.AdjointDEIS(nodes=(0, 7))), ValueError, r"indices of the grid, integers from 0 to 4; got \(0, 7\)"),
+    "nodes in lam of a traced grid": (
+        lambda: traced(adjoint=aj.AdjointDEIS(steps=2)),
+        ValueError,
+        r"nodes=\"lam\"\) measures the grid.*traced here.*use nodes=\"index\"",
+    ),
+    "forward mode of an adjoint": (lambda: jax.jvp(sample, (X,), (X,)), TypeError, r"forward-mode"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_clear_sentence(case):
+    act, error, says = CASES[case]
+    with pytest.raises(error, match=says) as caught:
+        act()
+    sentence = str(caught.value).split("\n-----")[0]  # JAX adds a note of its own below
+    assert "\n" not in sentence
+    assert sentence.endswith((".", ")"))
+
+
+def bad_from(time, value):
+    """A network whose answer turns bad at t <= time."""
+    return aj.DiffusionTerm(lambda x, t, args: jnp.where(jnp.asarray(t) <= time, value, 1.0) * jnp.tanh(x), PROCESS)
+
+
+@pytest.mark.parametrize("solver", [aj.DPMSolverPP(order=2), aj.DEIS(order=3), aj.ExponentialRK(diffrax.Euler())], ids=["2M", "DEIS3", "Euler"])
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("step", [0, 2, 3])
+def test_the_step_at_which_a_state_is_not_finite_is_named(step, value, solver):
+    says = rf"not finite after step {step} of 4 \(t = {GRID[step]:g}\): the network's output.* is NaN.*Check its weights"
+    with pytest.raises(FloatingPointError, match=says):
+        sample(of=bad_from(GRID[step] + 1e-9, value), solver=solver)
+
+
+def test_bad_states_elsewhere():
+    with pytest.raises(FloatingPointError, match="x_T holds NaN or infinity: start from finite numbers"):
+        sample(X * jnp.nan)
+    with pytest.raises(FloatingPointError, match="not finite after step 1 of 4"):
+        sample(of=bad_from(GRID[1] + 1e-9, jnp.nan), save=True)
+    with pytest.raises(FloatingPointError, match="not finite after step"):
+        aj.invert(bad_from(GRID[2] + 1e-9, jnp.nan), X, grid=GRID, solver=aj.DDIM())
+    assert jnp.isnan(jax.jit(partial(sample, of=bad_from(GRID[2] + 1e-9, jnp.nan)))(X)).all()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_published_adjoint_warns_where_it_is_unstable(order):
+    adjoint = aj.AdjointDEIS(order=order, sigma_data=np.inf, published=True)
+    coarse = aj.grids.log_snr(PROCESS, 2, t_start=0.9, t_end=0.1)
+    with pytest.warns(UserWarning, match=rf"order {order} is unstable for steps in lam above 0\.\d+; the longest here is \d"):
+        gradient(adjoint=adjoint, grid=coarse)

@@ -1,0 +1,115 @@
+"""Exactness: DiscreteAdjoint is plain autodiff, and no adjoint changes the sample, for every solver, process and prediction."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import PREDICTIONS, PROCESSES, relative, span
+
+import adjoint_jax as aj
+from adjoint_jax.adjoints._computation import run_direct
+from adjoint_jax.sample import prepare
+
+SOLVERS = {
+    "DDIM": aj.DDIM(),
+    "DEIS(4, t)": aj.DEIS(4, "t"),
+    "DEIS(3, rho)": aj.DEIS(3, "rho"),
+    "DEIS(2, lam)": aj.DEIS(2, "lam"),
+    "DPMSolverPP(2)": aj.DPMSolverPP(2),
+    "DPMSolverPP(3)": aj.DPMSolverPP(3),
+    "Exponential(3, 0.5)": aj.Exponential(3, 0.5),
+    "Exponential(2, channels)": aj.Exponential(2, np.array([0.3, 1.0, 2.0])),
+    "Heun": diffrax.Heun(),
+    "Bosh3(0.5)": aj.ExponentialRK(diffrax.Bosh3(), 0.5),
+    "Euler(channels)": aj.ExponentialRK(diffrax.Euler(), np.array([0.3, 1.0, 2.0])),
+}
+ADJOINTS = {
+    "Discrete": aj.DiscreteAdjoint(),
+    "PECE3": aj.AdjointDEIS(3, 0.7),
+    "AB2": aj.AdjointDEIS(2, 0.7, steps=2, mode="AB"),
+    "published": aj.AdjointDEIS(2, np.inf, published=True),
+}
+N, D = 4, 3
+X = jax.random.normal(jax.random.key(0), (2, D))
+ARGS = {"params": 0.3 * jax.random.normal(jax.random.key(1), (D, D)), "cond": jax.random.normal(jax.random.key(2), (2, D)), "label": jnp.arange(2)}
+WEIGHTS = jax.random.normal(jax.random.key(3), (N, 2, D))
+
+
+def network(x, t, args):
+    return jnp.tanh(x @ args["params"] + args["cond"] * jnp.cos(t)) + 0.1 * args["label"][:, None].astype(x.dtype)
+
+
+TERM = aj.DiffusionTerm(network, PROCESSES["vp_linear"], "eps")
+
+
+@eqx.filter_jit
+def pull(computation, adjoint, weights):
+    """The trajectory and the gradient in x_T, args and every row of weights of a loss on all its states."""
+    floats, rest = eqx.partition(computation, lambda leaf: eqx.is_inexact_array(leaf))
+
+    def states(floats):
+        c = eqx.combine(floats, rest)
+        return run_direct(c)[1] if isinstance(adjoint, aj.DirectAdjoint) else adjoint.run(c)[1]
+
+    values, transpose = jax.vjp(states, floats)
+    return values, transpose(jnp.cos(values) * weights)[0]
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_discrete_adjoint_is_autodiff(solver):
+    """To 1e-12, in x_T, args and the weights, for every process and prediction: they are data of one compiled program a solver."""
+    for name, process in PROCESSES.items():
+        for prediction in PREDICTIONS:
+            ts = np.linspace(*span(name), N + 1)
+            laid_out = prepare(aj.DiffusionTerm(network, process, prediction), X, ARGS, ts, solver, None, None, save=True)
+            laid_out = eqx.tree_at(lambda c: (c.term, c.ts), laid_out, (TERM, jnp.asarray(ts)))
+            xs, exact = pull(laid_out, aj.DirectAdjoint(), WEIGHTS)
+            same, found = pull(laid_out, aj.DiscreteAdjoint(), WEIGHTS)
+            assert relative(same, xs) < 1e-12
+            for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+                assert relative(one, two) < 1e-12 or not np.any(two), (name, prediction)
+
+
+@pytest.mark.parametrize(("solver", "process"), [(name, list(PROCESSES)[i % len(PROCESSES)]) for i, name in enumerate(SOLVERS)])
+def test_gradient_in_the_grid(solver, process):
+    """To 1e-12 through the public face: every solver, every process."""
+    term = aj.DiffusionTerm(network, PROCESSES[process], "v")
+
+    def gradient(adjoint):
+        loss = lambda x, ts: jnp.sum(jnp.sin(aj.sample(term, x, ARGS, grid=ts, solver=SOLVERS[solver], adjoint=adjoint)) * WEIGHTS[0])  # noqa: E731
+        return jax.jit(jax.grad(loss, (0, 1)))(X, jnp.asarray(np.linspace(*span(process), N + 1)))
+
+    for one, two in zip(gradient(aj.DiscreteAdjoint()), gradient(aj.DirectAdjoint()), strict=True):
+        assert np.all(np.isfinite(two))
+        assert relative(one, two) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:The published AdjointDEIS")
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_no_adjoint_changes_the_sample(solver):
+    """Values to 1e-12, differentiated or not; a concrete grid and a traced one to 1e-12."""
+    ts = aj.grids.log_snr(PROCESSES["vp_linear"], N)
+    term = aj.DiffusionTerm(network, PROCESSES["vp_linear"], "v")
+    plain = aj.sample(term, X, ARGS, grid=ts, solver=solver, adjoint=aj.DirectAdjoint())
+    traced = jax.jit(lambda ts: aj.sample(term, X, ARGS, grid=ts, solver=solver))(jnp.asarray(ts))
+    assert relative(traced, plain) < 1e-12
+    for adjoint in ADJOINTS.values():
+        run = lambda x: aj.sample(term, x, ARGS, grid=ts, solver=solver, adjoint=adjoint)  # noqa: B023, E731
+        assert relative(run(X), plain) < 1e-12
+        assert relative(jax.vjp(run, X)[0], plain) < 1e-12
+
+
+@pytest.mark.parametrize("process", list(PROCESSES))
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_rows_of_a_traced_grid_in_float32(solver, process):
+    """The weights that the graph computes in float32 differ from the host's by 1e-5 of the largest of their kind, steps in lam being even."""
+    sampler = solver if isinstance(solver, aj.solvers.AbstractSampler) else aj.ExponentialRK(solver)
+    start, end = span(process)
+    ts = aj.grids.log_snr(PROCESSES[process], 8, t_start=start, t_end=end).astype(np.float32)
+    host = sampler.table(PROCESSES[process], "v", ts.astype(np.float64))
+    graph = sampler.table(PROCESSES[process], "v", jnp.asarray(ts))
+    for name, one, two in zip(host._fields, graph, host, strict=True):
+        scale = np.abs(two).max()
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5 * scale, err_msg=name)
