@@ -206,8 +206,8 @@ def describe(options: Guide) -> str:
 
 
 def compared(options: Guide, steered: Steering) -> dict[str, diffrax.AbstractAdjoint]:
-    """The adjoint that was used, and the continuous one at a quarter of the steps."""
-    fewer = max(1, options.steps // 4)
+    """The adjoint that was used, and the continuous one at half the steps."""
+    fewer = max(1, options.steps // 2)
     given = {key.removeprefix("adjoint_"): value for key, value in recorded(options).items() if key.startswith("adjoint_")}
     used = f"{options.adjoint}({', '.join(f'{key}={value}' for key, value in given.items() if value is not None)}), used"
     return {used: steered.adjoint, f"AdjointDEIS(steps={fewer})": AdjointDEIS(steps=fewer)}

@@ -33,7 +33,7 @@ class Sample:
     """Assumed standard deviation of the data: the frame of exponential (1 by default) and heun (infinite by default)."""
     grid: str = "log_snr"
     """uniform, quadratic, log_snr, karras, edm, angle, trailing or leading."""
-    steps: int = 20
+    steps: int = 12
     """Steps of the sampler."""
     t_start: float | None = None
     """Where the grid starts, in the process's own time; by default at its noise end."""
@@ -77,7 +77,7 @@ class Guide(Sample):
     """adam, adabelief, adagrad, adamax, amsgrad, lion, nadam, radam, rmsprop, sgd, sign_sgd or yogi, of optax."""
     learning_rate: float = 0.05
     """Learning rate of the optimiser."""
-    iterations: int = 30
+    iterations: int = 25
     """Updates."""
     save_every: int = 5
     """Iterations between saves of the state that --resume starts from."""

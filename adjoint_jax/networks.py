@@ -60,6 +60,20 @@ def conversions(prediction: str, at: Level) -> tuple[Linear, Linear]:
     raise ValueError(f"prediction={prediction!r} is not known: use one of {', '.join(PREDICTIONS)}.")
 
 
+def target(prediction: str, at: Level, x0: Any, eps: Any) -> Any:
+    """What a network of this kind is trained to predict from x = alpha x0 + sigma eps: the left sides of (1)-(5)."""
+    targets = {
+        "eps": lambda: eps,
+        "x0": lambda: x0,
+        "v": lambda: at.alpha * eps - at.sigma * x0,
+        "score": lambda: -eps / at.sigma,
+        "flow": lambda: at.alpha_rate * x0 + at.sigma_rate * eps,
+    }
+    if prediction not in targets:
+        raise ValueError(f"prediction={prediction!r} is not known: use one of {', '.join(PREDICTIONS)}.")
+    return targets[prediction]()
+
+
 class _Static(eqx.Module):
     """A plain function as a pytree without leaves."""
 

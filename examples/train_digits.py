@@ -8,7 +8,6 @@ guidance works. Adam with linear warm-up and decay, an exponential moving averag
 `save_every` steps and resumed from: batch k depends on the seed and k alone, so a resumed run sees what an unbroken one sees.
 """
 
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,12 @@ import optax
 import tyro
 from tqdm import tqdm
 
+from adjoint_jax import checkpoints
+from adjoint_jax._files import write
+from adjoint_jax.checkpoints._schedulers import process_from_config
 from adjoint_jax.models import ConvClassifier, UNet2D
+from adjoint_jax.networks import target
+from adjoint_jax.splitting import level
 
 UNET = UNet2D(
     in_channels=1,
@@ -37,7 +41,16 @@ UNET = UNet2D(
 )
 NULL_CLASS = 10
 CLASSIFIER = ConvClassifier()
-ALPHAS_CUMPROD = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "prediction_type": "v_prediction",
+    "clip_sample": False,
+}
+PROCESS, PREDICTION = process_from_config(SCHEDULER)
 
 
 @dataclass(frozen=True)
@@ -58,13 +71,12 @@ def unet_loss(params, images, labels, key):
     key_t, key_eps, key_null = jax.random.split(key, 3)
     size = len(images)
     quantile = (jax.random.uniform(key_t) + jnp.arange(size) / size) % 1
-    t = jnp.floor(quantile * len(ALPHAS_CUMPROD)).astype(jnp.int32)
-    abar = jnp.asarray(ALPHAS_CUMPROD, jnp.float32)[t][:, None, None, None]
-    alpha, sigma = jnp.sqrt(abar), jnp.sqrt(1 - abar)
+    t = jnp.floor(quantile * SCHEDULER["num_train_timesteps"]).astype(jnp.int32)
+    at = level(PROCESS, t.astype(jnp.float32)[:, None, None, None])
     eps = jax.random.normal(key_eps, images.shape)
     labels = jnp.where(jax.random.bernoulli(key_null, 0.1, labels.shape), NULL_CLASS, labels)
-    v = UNET.apply({"params": params}, alpha * images + sigma * eps, t, labels)
-    return jnp.mean((v - (alpha * eps - sigma * images)) ** 2)
+    v = UNET.apply({"params": params}, at.alpha * images + at.sigma * eps, t, labels)
+    return jnp.mean((v - target(PREDICTION, at, images, eps)) ** 2)
 
 
 def classifier_loss(params, images, labels, key):
@@ -76,16 +88,6 @@ def classifier_loss(params, images, labels, key):
     images = images + level * jax.random.normal(key_noise, images.shape)
     logits = CLASSIFIER.apply({"params": params}, images)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
-def write(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def batch_indices(config: Config, step: int, size: int) -> np.ndarray:
@@ -134,7 +136,9 @@ def main(config: Config) -> None:
             running = float(value) if running is None else 0.9 * running + 0.1 * float(value)
             bar.set_postfix(loss=f"{running:.4f}")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            write(path, flax.serialization.to_bytes(state))
+            write(config.out, {"state.msgpack": flax.serialization.to_bytes(state)})
+    unet = config.model == "unet"
+    checkpoints.save(config.out / "model", UNET if unet else CLASSIFIER, state["average"], SCHEDULER if unet else None)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,9 @@ class AdjointDEIS(AbstractSamplerAdjoint):
                     stacklevel=2,
                 )
         nodes = lay_out(computation.term, self.splitting, ts, self.order, self.mode == "AB", self.published)
-        return varying_like(constant(Nodes(*(jnp.asarray(value, computation.x.dtype) for value in nodes))), computation.x)
+        nodes = constant(Nodes(*(jnp.asarray(value, computation.x.dtype) for value in nodes)))
+        # `gather` also multiplies cotangents of replicated arrays that the network closed over: marked, it would make them vary.
+        return varying_like(nodes, computation.x)._replace(gather=nodes.gather)
 
 
 class _Plan:
