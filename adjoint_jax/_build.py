@@ -81,6 +81,8 @@ def sampler(options: Sample) -> tuple[Sampler, Given, Variables]:
     """What is sampled, from which arrays, and the noise and embedding to start from."""
     _at_least(options, 1, "batch", "steps", "size")
     _at_least(options, 0, "seed")
+    if not np.isfinite(options.guidance):
+        raise ValueError(f"--guidance must be a finite number; got {options.guidance}.")
     solver = _make("sampler", options.sampler, SAMPLERS, "", options, ("order", "sigma_data"))
     grid = getattr(grids, _known("grid", options.grid, GRIDS))
     path = DIGITS if options.checkpoint is None else Path(options.checkpoint)

@@ -145,5 +145,5 @@ def report(
         + "\n## Cost\n\n"
         + table(("what", "how much"), list(cost.items()))
         + "\n## What was run\n\n"
-        + table(("option", "value"), [(key, f"`{value}`") for key, value in config.items()])
+        + table(("option", "value"), [(key, "default" if value is None else f"`{value}`") for key, value in config.items()])
     )

@@ -15,14 +15,15 @@ import numpy as np
 import tyro
 
 import adjoint_jax as aj
+from adjoint_jax.checkpoints import EMBEDDED
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "own_network"))
-from lenet import load_lenet  # noqa: E402
+from lenet import load_lenet
 
 
 @dataclass(frozen=True)
 class Config:
-    model: Path = Path(aj.__file__).parent / "assets" / "digits"
+    model: Path = EMBEDDED / "digits"
     lenet: Path = Path("../shared/data/mnist_lenet5.npz")
     out: Path = Path("runs/digits")
     samples: int = 500

@@ -16,7 +16,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from adjoint_jax import _build, checkpoints, cli
+from adjoint_jax import _build, _files, checkpoints, cli
 from adjoint_jax._options import Guide, read_config
 from adjoint_jax.checkpoints import _models
 from adjoint_jax.models import ConvClassifier, UNet2D
@@ -82,10 +82,11 @@ def guidance(nets, out, *more):
     return ["guide", *sampling(nets), *own, *more]
 
 
-def run(*arguments, cwd=None):
+def run(*arguments):
     """The program in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "adjoint_jax", *arguments], env=environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "adjoint_jax", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def history(out):
@@ -152,8 +153,6 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_end(nets, finished, tmp_
 
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_run_stopped_after_any_save_resumes_to_the_same_end(nets, finished, tmp_path, monkeypatch, stop):
-    from adjoint_jax import _files
-
     arguments = guidance(nets, tmp_path / "run", "--drive", "both")
     save = _files.save
 
@@ -192,6 +191,7 @@ def refuses(arguments, sentence, capsys):
     assert "Traceback" not in error
 
 
+NONE = ("--target", "None", "--classifier", "None")
 REFUSED = {
     "sampler": (("--sampler", "euler"), "--sampler euler is not known: use one of ddim, deis, dpmpp, exponential, heun."),
     "grid": (("--grid", "cosine"), "--grid cosine is not known: use one of uniform, quadratic, log_snr,"),
@@ -207,20 +207,21 @@ REFUSED = {
     "batch": (("--batch", "0"), "--batch must be at least 1; got 0."),
     "iterations": (("--iterations", "0"), "--iterations must be at least 1; got 0."),
     "learning rate": (("--learning-rate", "nan"), "--learning-rate must be a positive number; got nan."),
+    "guidance": (("--guidance", "inf"), "--guidance must be a finite number; got inf."),
     "end of the grid": (("--t-start", "5000"), "defined for t in [-1, 999]"),
     "target": (("--target", "4"), "The classifier knows the classes 0 to 3; got --target 4"),
     "label": (("--label", "4"), "This checkpoint has the classes 0 to 3; got --label 4"),
     "checkpoint": (("--checkpoint", "nowhere"), "There is no folder at nowhere"),
     "size": (("--size", "None"), "does not say how large its images are: give --size in pixels."),
-    "metric": (("--metric", "beauty", *(none := ("--target", "None", "--classifier", "None"))), "--metric beauty is not known: use one of classifier, image,"),
-    "metric's module": (("--metric", "no_such:f", *none), "--metric no_such:f cannot be imported; ModuleNotFoundError: No module named 'no_such'."),
-    "metric's function": (("--metric", "math:beauty", *none), "--metric math:beauty cannot be imported; AttributeError"),
-    "metric is no function": (("--metric", "math:pi", *none), "--metric math:pi is a float, not a function of images."),
-    "metric of another shape": (("--metric", "jax.numpy:sum", *none), "must give one float for each image, shape (2,); it gave"),
-    "metric fails": (("--metric", "jax.numpy.linalg:inv", *none), "does not take images of shape (2, 8, 8, 1)"),
+    "metric": (("--metric", "beauty", *NONE), "--metric beauty is not known: use one of classifier, image,"),
+    "metric's module": (("--metric", "no_such:f", *NONE), "--metric no_such:f cannot be imported; ModuleNotFoundError: No module named 'no_such'."),
+    "metric's function": (("--metric", "math:beauty", *NONE), "--metric math:beauty cannot be imported; AttributeError"),
+    "metric is no function": (("--metric", "math:pi", *NONE), "--metric math:pi is a float, not a function of images."),
+    "metric of another shape": (("--metric", "jax.numpy:sum", *NONE), "must give one float for each image, shape (2,); it gave"),
+    "metric fails": (("--metric", "jax.numpy.linalg:inv", *NONE), "does not take images of shape (2, 8, 8, 1)"),
     "option of a metric": (("--metric", "image"), "--metric image takes no --target, --classifier: leave them out."),
-    "no image": (("--metric", "image", *none), "give --target-image FILE.png."),
-    "image absent": (("--metric", "image", "--target-image", "nowhere.png", *none), "No such file or directory: 'nowhere.png'"),
+    "no image": (("--metric", "image", *NONE), "give --target-image FILE.png."),
+    "image absent": (("--metric", "image", "--target-image", "nowhere.png", *NONE), "No such file or directory: 'nowhere.png'"),
 }
 
 
@@ -234,7 +235,7 @@ def test_refusals_are_one_sentence_and_write_nothing(nets, tmp_path, capsys, nam
 @pytest.mark.parametrize(("size", "mode"), [((8, 9), "L"), ((8, 8), "RGB"), ((8, 8), "P")])
 def test_refuses_a_target_image_of_another_shape(nets, tmp_path, capsys, size, mode):
     Image.new(mode, size).save(tmp_path / "target.png")
-    arguments = guidance(nets, tmp_path / "out", "--metric", "image", "--target-image", tmp_path / "target.png", "--target", None, "--classifier", None)
+    arguments = guidance(nets, tmp_path / "out", "--metric", "image", "--target-image", tmp_path / "target.png", *NONE)
     refuses(arguments, "where images are sampled of (8, 8, 1) and L: resize or convert it.", capsys)
 
 
@@ -252,6 +253,12 @@ def test_refuses_a_folder_in_use(nets, finished, tmp_path, capsys):
     refuses(["sample", *sampling(nets), "--out", tmp_path], "exists and is not empty", capsys)
     refuses(guidance(nets, tmp_path / "file"), "is a file", capsys)
     assert {file.name for file in tmp_path.iterdir()} == {"notes.txt", "file"}
+
+
+def test_a_kill_during_the_first_write_leaves_nothing_to_resume(tmp_path):
+    (tmp_path / ".state.npz.half").write_bytes(b"half")
+    _files.claim(tmp_path, resume=True)
+    assert not any(tmp_path.iterdir())
 
 
 def test_refuses_a_damaged_state(nets, tmp_path, capsys):

@@ -18,7 +18,7 @@ SIGNATURES = {
     "sample": "(term, x_T, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
     "invert": "(term, x_0, args=None, *, grid, solver=None, adjoint=None, save=False)",
     "audit": "(loss, term, x_T, args=None, *, grid, solver=None, adjoints, wrt=('x_T', 'args'))",
-    "load": "(path, *, dtype=<class 'jax.numpy.float32'>)",
+    "load": "(path=None, *, dtype=<class 'jax.numpy.float32'>)",
     "cfg": "(network, scale)",
     "linen": "(module)",
     "nnx": "(module)",
@@ -39,7 +39,7 @@ SIGNATURES = {
     "ExponentialRK": "(solver, sigma_data=inf)",
     "DirectAdjoint": "()",
     "DiscreteAdjoint": "(keep=0)",
-    "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode=None, published=False)",
+    "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode='PECE', published=False)",
 }
 LATER = {
     "sde_terms", "Paired", "SDEDPMSolverPP", "UniPC", "EDMHeun", "BDIA", "Rex", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",

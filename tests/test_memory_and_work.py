@@ -5,6 +5,7 @@ from functools import cache
 import counting
 import diffrax
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -167,3 +168,19 @@ def test_work_of_the_continuous_adjoint(mode, name, wrt, parameters):
     adjoint, nodes, cotangents = CONTINUOUS[mode]
     sampler = 16 * EVALUATIONS[name] * FORWARD
     assert flops(16, name, adjoint, wrt) == sampler + nodes * (FORWARD + cotangents * BACKWARD + parameters)
+
+
+@pytest.mark.parametrize(("adjoint", "cotangents"), [(aj.DiscreteAdjoint(), 1), (aj.AdjointDEIS(order=2), 2)], ids=["discrete", "PECE"])
+def test_the_parameters_share_is_not_even_traced(adjoint, cotangents):
+    """What nobody asked for is not left for the compiler to remove: without jit nothing would remove it."""
+
+    def products(jaxpr):
+        inner = [sub for equation in jaxpr.eqns for sub in jax.extend.core.jaxprs_in_params(equation.params)]
+        return sum(equation.primitive.name == "dot_general" for equation in jaxpr.eqns) + sum(map(products, inner))
+
+    def traced(wanted):
+        params = {"a": jnp.ones((WIDTH, INNER)), "b": jnp.ones((INNER, WIDTH))}
+        loss = lambda x, params: jnp.sum(aj.sample(TERM, x, params, grid=grid(4), adjoint=adjoint))  # noqa: E731
+        return products(jax.make_jaxpr(jax.grad(loss, argnums=wanted))(jnp.ones((ROWS, WIDTH)), params).jaxpr)
+
+    assert traced((0, 1)) - traced((0,)) == 2 * cotangents

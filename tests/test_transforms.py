@@ -313,7 +313,9 @@ def test_a_continuous_adjoint_refuses_per_step_leaves_and_grid(adjoint):
 def test_equal_per_step_leaves_give_what_a_constant_gives(adjoint):
     x, args = one_sample()
     per_step = aj.PerStep(jnp.broadcast_to(args["cond"], (STEPS, COND)))
-    both = quick(lambda x: [jax.grad(lambda x, c=c: jnp.sum(plain(adjoint, "DEIS3", x, {**args, "cond": c})))(x) for c in (per_step, args["cond"])], x)
+    both = quick(
+        lambda x: [jax.grad(lambda x, c=c: jnp.sum(plain(adjoint, "DEIS3", x, {**args, "cond": c})))(x) for c in (per_step, args["cond"])], x
+    )
     close(*both(x))
 
 
@@ -386,7 +388,9 @@ def test_a_bfloat16_network_under_a_float32_state(adjoint):
         assert np.linalg.norm(one.astype(jnp.float32) - other) <= 0.03 * np.linalg.norm(other)
 
 
-@pytest.mark.parametrize(("given", "state"), [(jnp.bfloat16, jnp.float32), (jnp.float16, jnp.float32), (jnp.float32, jnp.float32), (jnp.float64, jnp.float64)])
+@pytest.mark.parametrize(
+    ("given", "state"), [(jnp.bfloat16, jnp.float32), (jnp.float16, jnp.float32), (jnp.float32, jnp.float32), (jnp.float64, jnp.float64)]
+)
 def test_dtype_of_the_state(given, state):
     x, args = one_sample()
     xs = plain("discrete", "DEIS3", x.astype(given), cast(args, state), save=True).xs
@@ -414,7 +418,9 @@ def solve(adjoint, solver, x, args, **more):
     return diffrax.diffeqsolve(term, solver, GRID[0], GRID[-1], y0=x, args=args, adjoint=adjoint, **controller).ys[-1]
 
 
-@pytest.mark.parametrize(("adjoint", "solver"), [*(row[1:] for row in covering(["", "", "diffeqsolve"])[10:]), *(("checkpoint", solver) for solver in SOLVERS)])
+@pytest.mark.parametrize(
+    ("adjoint", "solver"), [*(row[1:] for row in covering(["", "", "diffeqsolve"])[10:]), *(("checkpoint", solver) for solver in SOLVERS)]
+)
 def test_the_same_objects_in_diffeqsolve(adjoint, solver):
     x, args = one_sample()
     chosen = ADJOINTS.get(adjoint, diffrax.RecursiveCheckpointAdjoint())

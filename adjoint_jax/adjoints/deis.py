@@ -11,7 +11,7 @@ The adjoint a = dL/dx of dx/dt obeys a linear ODE along the trajectory; in the f
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -40,7 +40,8 @@ class AdjointDEIS(AbstractSamplerAdjoint):
     exceed 0.69 (order 1) or 0.46 (order 2): they are here to be compared with.
 
     Differentiable: x_T and every float leaf of args and of the network that is the same for all steps. Not the grid, not per-step leaves,
-    not the inner states of a saved trajectory: those raise and name DiscreteAdjoint.
+    not the inner states of a saved trajectory: those raise and name DiscreteAdjoint. Intervals out of alpha = 0 and into sigma = 0 are
+    differentiated exactly where the grid is concrete; on a traced grid (also in `diffeqsolve`) they give NaN.
 
     Args:
         order: 1 to 4 (published: 1 or 2).
@@ -49,7 +50,7 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         nodes: "lam" or "t": those of the sampler's times that lie nearest to M + 1 equidistant ones (needs a concrete grid); "index": every
             (N/M)-th; or indices of the grid. Both ends are always nodes, duplicates are merged.
         mode: "PECE", "PEC" or "AB".
-        published: the rules of the paper; needs sigma_data infinite and mode "AB".
+        published: the rules of the paper, which are Adams-Bashforth ones ("PECE" then stands for "AB"); needs sigma_data infinite.
     Raises:
         ValueError: for other orders, modes or nodes, and for `published` without sigma_data=inf.
     Reference: Blasingame & Liu, AdjointDEIS (NeurIPS 2024), eqs. (13), (16); Hairer, Norsett & Wanner, Solving ODEs I, III.1.
@@ -70,18 +71,22 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         sigma_data: Any = 1.0,
         steps: int | None = None,
         nodes: str | Sequence[int] = "lam",
-        mode: str | None = None,
+        mode: str = "PECE",
         published: bool = False,
     ):
         self.order, self.splitting, self.steps, self.published = order, Splitting(sigma_data), steps, published
         self.nodes = nodes if isinstance(nodes, str) else tuple(int(i) for i in nodes)
-        self.mode = mode or ("AB" if published else "PECE")
+        self.mode = "AB" if published and mode == "PECE" else mode
         if order not in (1, 2) if published else order not in (1, 2, 3, 4):
             raise ValueError(f"AdjointDEIS has orders 1 to 4, and 1 or 2 where published=True; got order={order!r}.")
         if self.mode not in ("AB", "PEC", "PECE"):
             raise ValueError(f'mode={mode!r} is not known: use "PECE", "PEC" or "AB".')
         if published and (self.splitting.kind != "noise" or self.mode != "AB"):
-            raise ValueError("The published AdjointDEIS is the case sigma_data=inf, mode='AB': give sigma_data=numpy.inf with published=True.")
+            raise ValueError("The published AdjointDEIS has sigma_data=inf and no corrector: give sigma_data=numpy.inf and leave mode out.")
+
+    @property
+    def rule(self) -> "Rule":
+        return Rule(self.mode, self.order - 1, 1.0 if self.published else -1.0)
 
     def run(self, computation: Computation) -> tuple[State, Any]:
         shared, _ = computation.shared()
@@ -110,14 +115,21 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         return varying_like(nodes, computation.x)._replace(gather=nodes.gather)
 
 
+class Rule(NamedTuple):
+    """The mode, the number of past slopes that it uses, and the sign of the network's part in g."""
+
+    mode: str
+    past: int
+    sign: float
+
+
 class _Plan:
     """What the backward pass knows statically."""
 
     def __init__(self, computation: Computation, adjoint: AdjointDEIS, index: np.ndarray):
         self.recall, self.save, self.n = computation.solver.recall, computation.save, computation.steps
-        self.mode, self.past, self.index = adjoint.mode, adjoint.order - 1, index
-        self.sign = 1.0 if adjoint.published else -1.0
-        self.stored = index[:-1] if self.mode == "AB" and len(index) > 1 else index  # AB never linearises at the last node
+        self.rule, self.index = adjoint.rule, index
+        self.stored = index[:-1] if self.rule.mode == "AB" and len(index) > 1 else index  # AB never linearises at the last node
         self.exact_last, self.exact_first = index[0] < self.n, index[-1] > 0
 
 
@@ -187,7 +199,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, nodes: Node
 
             return jax.vjp(local, x, differentiated)[1]
 
-        adjoint, total = _adams(linearise, adjoint, total, kept, per_step, nodes, plan)
+        adjoint, total = adams(linearise, adjoint, total, kept, per_step, nodes, plan.rule)
     if plan.exact_first:
         adjoint, total = exact(adjoint, total, x_T, 0)
     step_share, predict_share, shared_share = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, differentiated)
@@ -195,7 +207,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, nodes: Node
     return step_share, predict_share, shared_share, (adjoint, nothing[0]), nothing[1]
 
 
-def _adams(linearise: Callable, adjoint: State, total: Any, kept: Any, per_step: Any, nodes: Nodes, plan: _Plan) -> tuple[State, Any]:
+def adams(linearise: Callable, adjoint: State, total: Any, kept: Any, per_step: Any, nodes: Nodes, rule: Rule) -> tuple[State, Any]:
     """The Adams method of the module's docstring, from node 0 (data) to the last (noise)."""
 
     def combine(start: State, weights: Any, slopes: tuple) -> State:
@@ -210,24 +222,24 @@ def _adams(linearise: Callable, adjoint: State, total: Any, kept: Any, per_step:
         def pull(w: State) -> tuple[State, Any]:
             a = node.reach * w / scale
             of_x, shares = transpose(node.of_p * a)
-            return fraction * w + plan.sign * scale * (node.of_x * a + of_x), shares
+            return fraction * w + rule.sign * scale * (node.of_x * a + of_x), shares
 
         slope, shares = pull(predicted)
         w = predicted
-        if plan.mode != "AB":
+        if rule.mode != "AB":
             w = combine(base, node.correct, (slope, *past))
-        if plan.mode == "PECE":
+        if rule.mode == "PECE":
             slope, shares = pull(w)
-        weight = plan.sign * node.gather
+        weight = rule.sign * node.gather
         total = jax.tree.map(lambda sum_, share: add(sum_, weight.astype(share.dtype) * share), total, shares)
         base = jnp.where(node.anchored > 0, base, w)
         following = combine(base, node.predict, (slope, *past))
-        return (following, base, (slope, *past)[: plan.past], total), None
+        return (following, base, (slope, *past)[: rule.past], total), None
 
     w = fit(nodes.scale[0], adjoint) * adjoint
-    start = (w, w, (zeros_like(w),) * plan.past, total)
-    visited = len(plan.index) - (plan.mode == "AB")
+    start = (w, w, (zeros_like(w),) * rule.past, total)
+    visited = len(nodes.t) - (rule.mode == "AB")
     slices = jax.tree.map(lambda leaf: leaf[:visited], (kept, per_step, nodes))
     (predicted, base, _, total), _ = jax.lax.scan(body, start, slices)
-    w = predicted if plan.mode == "AB" else base
+    w = predicted if rule.mode == "AB" else base
     return w / fit(nodes.scale[-1], w), total

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,7 +10,11 @@ import jax.numpy as jnp
 
 from . import _files, _models, _rules, _schedulers
 
-__all__ = ["Checkpoint", "load", "load_model", "save"]
+__all__ = ["EMBEDDED", "Checkpoint", "load", "load_model", "save"]
+
+
+EMBEDDED = Path(__file__).parent.parent / "assets"
+"""The folder of the networks that come with the package, `digits` and `classifier`, trained by `examples/train_digits.py`."""
 
 
 class Checkpoint(NamedTuple):
@@ -41,12 +46,13 @@ def load_model(path: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> tup
     return module, _rules.to_flax(shapes, _files.read_tensors(weights), str(weights), dtype)
 
 
-def load(path: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> Checkpoint:
+def load(path: str | os.PathLike[str] | None = None, *, dtype: Any = jnp.float32) -> Checkpoint:
     """A diffusion or flow model in diffusers' layout, ready for `DiffusionTerm`.
 
     Args:
-        path: a local folder with `config.json`, one safetensors file and `scheduler_config.json` (DDPM's defaults where that file is missing),
-            or a pipeline with the folders `unet` and `scheduler`.
+        path: None for the embedded class-conditional digits (28 x 28, in [-1, 1], class 10 the null one); or a local folder with
+            `config.json`, one safetensors file and `scheduler_config.json` (DDPM's defaults where that file is missing), or a pipeline with
+            the folders `unet` and `scheduler`.
         dtype: of the parameters.
 
     Returns `(network, params, process, prediction)`. `network(x, t, args)` takes x `[B, H, W, C]` and args `{"params": params}`, with `"cond"`
@@ -55,6 +61,7 @@ def load(path: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> Checkpoin
     """
     from ..networks import linen
 
+    path = EMBEDDED / "digits" if path is None else path
     module, params = load_model(path, dtype=dtype)
     folder, scheduler_folder = _files.folders(path)
     ours, theirs = getattr(module, "in_channels", None), getattr(module, "out_channels", None)
