@@ -61,10 +61,7 @@ def sample(
 
         x_0 = aj.sample(term, x_T, args, grid=aj.grids.log_snr(term.process, 20))
     """
-    computation = prepare(term, x_T, args, grid, solver, key, noise, save)
-    x, states = _run(computation, DiscreteAdjoint() if adjoint is None else adjoint)
-    _raise_if_not_finite(computation, x)
-    return Trajectory(computation.ts, jnp.concatenate([computation.x[None], states])) if save else x
+    return _solve(prepare(term, x_T, args, grid, solver, key, noise, save), adjoint)
 
 
 def invert(
@@ -85,10 +82,7 @@ def invert(
 
         x_T = aj.invert(term, x_0, args, grid=ts, solver=aj.DEIS(order=3))
     """
-    computation = prepare(term, x_0, args, grid, solver, None, None, save, reverse=True)
-    x, states = _run(computation, DiscreteAdjoint() if adjoint is None else adjoint)
-    _raise_if_not_finite(computation, x)
-    return Trajectory(computation.ts, jnp.concatenate([computation.x[None], states])) if save else x
+    return _solve(prepare(term, x_0, args, grid, solver, None, None, save, reverse=True), adjoint)
 
 
 def prepare(term: Any, x: Any, args: Args, grid: Any, solver: Any, key: Any, noise: Any, save: bool, reverse: bool = False) -> Computation:
@@ -121,6 +115,12 @@ def _as_sampler(solver: Any) -> AbstractSampler:
     if isinstance(solver, diffrax.AbstractSolver):
         return ExponentialRK(solver)
     raise TypeError(f"solver must be a solver of aj.solvers or an explicit diffrax solver; got {type(solver).__name__}.")
+
+
+def _solve(computation: Computation, adjoint: Any) -> Any:
+    x, states = _run(computation, DiscreteAdjoint() if adjoint is None else adjoint)
+    _raise_if_not_finite(computation, x)
+    return Trajectory(computation.ts, jnp.concatenate([computation.x[None], states])) if computation.save else x
 
 
 def _run(computation: Computation, adjoint: Any) -> tuple[State, Any]:

@@ -14,6 +14,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,8 @@ class Problem:
         return {"params": self.params, "cond": cond}
 
     def loss(self, images):
-        scores = jax.nn.log_softmax(self.classifier.apply({"params": self.weights}, images))
+        logits: Any = self.classifier.apply({"params": self.weights}, images)
+        scores = jax.nn.log_softmax(logits)
         return -jnp.sum(jnp.take_along_axis(scores, self.target[:, None], axis=1))
 
     def public(self, adjoint, grid: str):

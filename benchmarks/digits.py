@@ -17,7 +17,7 @@ import tyro
 import adjoint_jax as aj
 from adjoint_jax.checkpoints import EMBEDDED
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "own_network"))
+sys.path.append(str(Path(__file__).parent.parent / "examples" / "own_network"))
 from lenet import load_lenet
 
 

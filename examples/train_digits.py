@@ -11,14 +11,14 @@ guidance works. Adam with linear warm-up and decay, an exponential moving averag
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from flax import serialization
 from tqdm import tqdm
 
 from adjoint_jax import checkpoints
@@ -86,7 +86,7 @@ def classifier_loss(params, images, labels, key):
     images = jax.vmap(lambda image, shift: jnp.roll(image, shift, (0, 1)))(images, shifts)
     level = 0.3 * jax.random.uniform(key_level, (len(images), 1, 1, 1))
     images = images + level * jax.random.normal(key_noise, images.shape)
-    logits = CLASSIFIER.apply({"params": params}, images)
+    logits: Any = CLASSIFIER.apply({"params": params}, images)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
@@ -125,7 +125,7 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     path = config.out / "state.msgpack"
     if path.exists():
-        state = flax.serialization.from_bytes(state, path.read_bytes())
+        state = serialization.from_bytes(state, path.read_bytes())
 
     running = None
     first = int(state["step"])
@@ -136,7 +136,7 @@ def main(config: Config) -> None:
             running = float(value) if running is None else 0.9 * running + 0.1 * float(value)
             bar.set_postfix(loss=f"{running:.4f}")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            write(config.out, {"state.msgpack": flax.serialization.to_bytes(state)})
+            write(config.out, {"state.msgpack": serialization.to_bytes(state)})
     unet = config.model == "unet"
     checkpoints.save(config.out / "model", UNET if unet else CLASSIFIER, state["average"], SCHEDULER if unet else None)
 

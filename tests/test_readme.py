@@ -1,13 +1,13 @@
 """The README's library use runs as it stands, and the embedded digits are digits."""
 
 import re
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lenet import load_lenet
 from shared import shared
 
 import adjoint_jax as aj
@@ -29,9 +29,6 @@ def test_the_ten_lines_run():
 def test_embedded_digits_read_as_their_class():
     """With guidance 2, at least 95 % of 100 samples in 12 steps; benchmarks/digits.py draws 500."""
     path = shared("data/mnist_lenet5.npz")
-    sys.path.insert(0, str(ROOT / "examples" / "own_network"))
-    from lenet import load_lenet
-
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         network, params, process, prediction = aj.load()
         term = aj.DiffusionTerm(aj.cfg(network, 2.0), process, prediction)

@@ -19,7 +19,7 @@ DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
 
 
-def timestep_embedding(t: Float[Array, " b"], dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Float[Array, "b {dim}"]:
+def timestep_embedding(t: Float[Array, " b"], dim: int, *, flip_sin_to_cos: bool, freq_shift: int) -> Float[Array, "b {dim}"]:
     """Sinusoids of a float t at frequencies exp(-log(1e4) k / (dim/2 - freq_shift)), sines first unless flipped (Vaswani et al., sec. 3.5)."""
     half = dim // 2
     frequencies = jnp.exp(-math.log(1e4) * jnp.arange(half, dtype=t.dtype) / (half - freq_shift))
