@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from .processes import AbstractProcess
 
-Grid = Float[np.ndarray, " steps+1"]
+Grid = Float[np.ndarray, " times"]
 
 
 def _ends(process: AbstractProcess, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:

@@ -196,7 +196,7 @@ def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint) -> tuple[int
     if isinstance(adjoint, AdjointDEIS):
         index = choose(sampler.grid, sampler.process.lam(sampler.grid), adjoint.steps, adjoint.nodes)
         nodes = max(len(index) - (adjoint.mode == "AB"), 0)
-        exact = stages * sum((index[0] < steps, index[-1] > 0)) if len(index) else stages
+        exact = stages * (int(index[0] < steps) + int(index[-1] > 0)) if len(index) else stages
         forward, backward = steps * stages + nodes + exact, nodes * (2 if adjoint.mode == "PECE" else 1) + exact
     times = 2 if sampler.guided else 1
     return times * forward, times * backward

@@ -104,7 +104,7 @@ def prepare(term: Any, x: Any, args: Args, grid: Any, solver: Any, key: Any, noi
             raise ValueError(f"A grid is a vector of at least two times; got shape {ts.shape}.")
     ts = ts[::-1] if reverse else ts
     rows = sampler.table(term.process, term.prediction, ts)
-    return Computation(term, sampler, x, args, ts, type(rows)(*as_dtype(rows, x.dtype)), save)
+    return Computation(term, sampler, x, args, ts, as_dtype(rows, x.dtype), save)
 
 
 def _as_sampler(solver: Any) -> AbstractSampler:

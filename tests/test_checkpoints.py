@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -322,7 +323,7 @@ def test_an_interrupted_save_leaves_no_checkpoint(tmp_path, monkeypatch):
         ((UNET, {"conv_in": PARAMS["conv_in"]}), "UNet2D to be saved do not fit its configuration: .* missing"),
         ((UNET, {"params": PARAMS}), "unexpected .*params.conv_in.weight"),
         ((CLASSIFIER.clone(features=(8,)), parameters(CLASSIFIER)), "misshapen|unexpected"),
-        ((jax.tree, PARAMS), "cannot be saved: known are UNet2D, ConvClassifier"),
+        ((nn.Dense(3), PARAMS), "cannot be saved: known are UNet2D, ConvClassifier"),
         ((UNET, PARAMS, {"_class_name": "ScoreSdeVeScheduler"}), "'ScoreSdeVeScheduler' has no process here"),
     ],
 )

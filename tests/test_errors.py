@@ -5,10 +5,20 @@ from functools import partial
 import diffrax
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
 import adjoint_jax as aj
+
+
+@pytest.fixture(autouse=True)
+def without_type_checks():
+    """Users have no import hook: they see the package's own sentences, not the checker's."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
 
 PROCESS = aj.VPLinear()
 GRID = aj.grids.log_snr(PROCESS, 4, t_start=0.5, t_end=0.2)

@@ -28,7 +28,7 @@ class AbstractSamplerAdjoint(diffrax.AbstractAdjoint):
         y0 = init_state.y
         ts = jnp.asarray(stepsize_controller.ts * direction, y0.dtype)
         rows = solver.table(term.process, term.prediction, ts)
-        computation = Computation(term, solver, y0, args, ts, type(rows)(*as_dtype(rows, y0.dtype)), save=False)
+        computation = Computation(term, solver, y0, args, ts, as_dtype(rows, y0.dtype), save=False)
         y1, _ = self.run(computation)
         return _final_state(init_state, saveat, stepsize_controller.ts, y1, args), {}
 

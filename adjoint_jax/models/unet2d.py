@@ -192,7 +192,7 @@ class UNet2D(nn.Module):
             if len(kinds) != len(self.block_out_channels):
                 raise ValueError(f"{len(kinds)} block types {list(kinds)} for {len(self.block_out_channels)} block_out_channels: give one a level.")
 
-    def _class_embedding(self, labels: Array | None, time: Array) -> Array:
+    def _class_embedding(self, labels: Any, time: Array) -> Array:
         conditional = self.class_embed_type is not None or self.num_class_embeds is not None
         if labels is None and not conditional:
             return time
@@ -216,7 +216,7 @@ class UNet2D(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Num[Array, "..."], class_labels: Num[Array, "..."] | None = None, deterministic: bool = True
+        self, x: Float[Array, "b h w c"], t: Num[Array, "..."], class_labels: Num[Array, "..."] | int | None = None, deterministic: bool = True
     ) -> Float[Array, "b h w e"]:
         self._check(x)
         channels = self.block_out_channels

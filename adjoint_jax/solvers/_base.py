@@ -12,6 +12,7 @@ import abc
 from typing import Any, ClassVar
 
 import diffrax
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -74,4 +75,4 @@ def dense_info(y0: State, y1: State) -> dict[str, State]:
 
 def as_dtype(rows: Any, dtype: Any) -> Any:
     """The rows cast once to the state's dtype."""
-    return tuple(jnp.asarray(row, dtype) for row in rows)
+    return jax.tree.map(lambda row: jnp.asarray(row, dtype), rows)
