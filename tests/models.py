@@ -91,9 +91,10 @@ class Mixture:
 
 
 def relative(found: Any, exact: Any) -> float:
-    """|found - exact| / |exact|."""
+    """|found - exact| / |exact|; 0 where both are zero."""
     found, exact = np.asarray(found, np.float64), np.asarray(exact, np.float64)
-    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    distance = np.linalg.norm(found - exact)
+    return float(distance / np.linalg.norm(exact)) if distance else 0.0
 
 
 def check_conversion(process: Any, prediction: str, t: float) -> tuple[Any, Any]:
