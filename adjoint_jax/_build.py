@@ -21,8 +21,7 @@ from .guide import Given, Sampler, Steering, Variables, closeness, log_probabili
 from .models import ConvClassifier
 from .solvers import DDIM, DEIS, DPMSolverPP, Exponential, ExponentialRK
 
-ASSETS = Path(__file__).parent / "assets"
-DIGITS, CLASSIFIER = ASSETS / "digits", ASSETS / "classifier"
+DIGITS, CLASSIFIER = checkpoints.EMBEDDED / "digits", checkpoints.EMBEDDED / "classifier"
 SIZE, LABEL, TARGET = 28, 3, 8
 """Of the embedded networks: pixels, and the default classes to start from and to climb to."""
 

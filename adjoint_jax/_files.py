@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .checkpoints._files import _json, _write
+from .checkpoints._files import to_json, write_whole
 from .guide import Progress
 
 STATE = "state.npz"
@@ -42,7 +42,7 @@ def write(out: Path, files: Mapping[str, bytes]) -> None:
     """Writes each file by write, fsync and rename, in this order."""
     out.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        _write(out / name, data)
+        write_whole(out / name, data)
 
 
 def npz(arrays: Mapping[str, Any]) -> bytes:
@@ -58,7 +58,7 @@ def save(out: Path, config: Mapping[str, Any], progress: Progress) -> None:
     arrays = {f"variables_{name}": value for name, value in progress.variables.items()}
     arrays |= {f"optimiser_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(progress.optimiser))}
     arrays |= {"before": progress.before, "images": progress.images, "history": np.array(history), "config": np.array(json.dumps(dict(config)))}
-    views = {"config.json": _json(config), "history.jsonl": history.encode(), "before.png": png(progress.before)}
+    views = {"config.json": to_json(config), "history.jsonl": history.encode(), "before.png": png(progress.before)}
     write(out, {STATE: npz(arrays), **views})
 
 
@@ -73,7 +73,7 @@ def restore(out: Path, config: Mapping[str, Any], start: Progress) -> Progress:
         history, theirs = [json.loads(row) for row in str(saved["history"]).splitlines()], json.loads(str(saved["config"]))
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not the whole state of a run ({error}): remove {out} and start again.") from error
-    ours = json.loads(_json(config))
+    ours = json.loads(to_json(config))
     if differing := sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)):
         pairs = ", ".join(f"{key} = {theirs.get(key)!r} (now {ours.get(key)!r})" for key in differing)
         raise ValueError(f"{out} was started with other values: {pairs}; give the same to resume, or another --out.")

@@ -89,13 +89,13 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         return Rule(self.mode, self.order - 1, 1.0 if self.published else -1.0)
 
     def run(self, computation: Computation) -> tuple[State, Any]:
+        index = choose(computation.ts, computation.term.process.lam(computation.ts), self.steps, self.nodes)
+        if not len(index):
+            return DiscreteAdjoint().run(computation)
         shared, _ = computation.shared()
         carry, inputs = computation.carry(), computation.inputs()
         step = closed(computation.step, shared, carry, first(inputs))
         predict = closed(computation.predict, shared, first(inputs).per_step, inputs.t0[0], computation.x)
-        index = choose(computation.ts, computation.term.process.lam(computation.ts), self.steps, self.nodes)
-        if not len(index):
-            return DiscreteAdjoint().run(computation)
         nodes = self._nodes(computation, index)
         return _run((step, predict, shared, carry, inputs), nodes, _Plan(computation, self, index))
 

@@ -71,7 +71,7 @@ def read_tensors(path: Path) -> list[tuple[str, np.ndarray]]:
     return [(name, np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])) for name, entry in entries]
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -85,7 +85,7 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
+def to_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
@@ -97,8 +97,8 @@ def write_folder(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder: give a new path, or remove it first.")
     files = {WEIGHTS: safetensors.numpy.save(tensors, metadata={"format": "pt"})}
-    files |= {SCHEDULER: _json(scheduler)} if scheduler is not None else {}
-    files |= {CONFIG: _json(config)}
+    files |= {SCHEDULER: to_json(scheduler)} if scheduler is not None else {}
+    files |= {CONFIG: to_json(config)}
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        _write(folder / name, data)
+        write_whole(folder / name, data)
