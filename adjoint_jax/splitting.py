@@ -58,7 +58,7 @@ class Splitting(eqx.Module):
 
     @property
     def kind(self) -> str:
-        """"noise" (c infinite), "data" (c = 0) or "finite"."""
+        """ "noise" (c infinite), "data" (c = 0) or "finite"."""
         if not is_concrete(self.sigma_data) or np.ndim(self.sigma_data):
             return "finite"
         c = float(self.sigma_data)

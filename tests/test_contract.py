@@ -38,8 +38,8 @@ SIGNATURES = {
     "Exponential": "(order=2, sigma_data=1.0, variable='lam')",
     "ExponentialRK": "(solver, sigma_data=inf)",
     "DirectAdjoint": "()",
-    "DiscreteAdjoint": "(keep=0)",
-    "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode='PECE', published=False)",
+    "DiscreteAdjoint": "(keep=0, unroll=1)",
+    "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode='PECE', published=False, unroll=1)",
 }
 LATER = {
     "sde_terms", "Paired", "SDEDPMSolverPP", "UniPC", "EDMHeun", "BDIA", "Rex", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",

@@ -145,6 +145,7 @@ CASES = {  # what is done, the error, what its sentence holds
     ),
     "no adjoint": (lambda: sample(adjoint="exact"), TypeError, r"takes the adjoints of aj.adjoints; got str"),
     "keep": (lambda: aj.DiscreteAdjoint(keep=2), ValueError, r"keep=2\): this version recomputes.*use keep=0, or DirectAdjoint"),
+    "unroll": (lambda: aj.DiscreteAdjoint(unroll=0), ValueError, r"unroll is a number of steps, at least 1; got 0"),
     "adjoint order": (lambda: aj.AdjointDEIS(order=5), ValueError, r"orders 1 to 4, and 1 or 2 where published=True; got order=5"),
     "published order": (lambda: aj.AdjointDEIS(order=3, sigma_data=np.inf, published=True), ValueError, r"1 or 2 where published=True; got order=3"),
     "mode": (lambda: aj.AdjointDEIS(mode="PECECE"), ValueError, r"mode='PECECE' is not known: use \"PECE\", \"PEC\" or \"AB\""),

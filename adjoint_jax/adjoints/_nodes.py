@@ -124,7 +124,7 @@ def _by_node(weights: Any, top: np.ndarray, count: int) -> Any:
 
 
 def published_weights(lams: Any, order: int) -> Any:
-    """P of (2) for the steps between nodes at half log-SNR `lams`, `[K - 1, order]`, orders 1 and 2 (Blasingame & Liu 2024, eqs. (13), (16))."""
+    """P of (2) for the steps between nodes at half log-SNR `lams`, `[K - 1, order]` (Blasingame & Liu 2024, AdjointDEIS-1 and -2M)."""
     xp = namespace(lams)
     h = xp.diff(lams)
     first = xp.exp(-lams[1:]) * xp.expm1(h)

@@ -25,7 +25,7 @@ from ..splitting import Splitting
 from ._base import AbstractSamplerAdjoint
 from ._computation import Computation, closed, first
 from ._nodes import Nodes, choose, lay_out
-from .discrete import DiscreteAdjoint, accumulator, add, constant
+from .discrete import DiscreteAdjoint, accumulator, add, checked_unroll, constant
 
 PUBLISHED_LIMITS = {1: 0.69, 2: 0.46}
 """Steps in lam above which the published rules amplify the adjoint where it should shrink."""
@@ -51,9 +51,10 @@ class AdjointDEIS(AbstractSamplerAdjoint):
             (N/M)-th; or indices of the grid. Both ends are always nodes, duplicates are merged.
         mode: "PECE", "PEC" or "AB".
         published: the rules of the paper, which are Adams-Bashforth ones ("PECE" then stands for "AB"); needs sigma_data infinite.
+        unroll: nodes in one iteration of the backward loop, as `DiscreteAdjoint.unroll`.
     Raises:
         ValueError: for other orders, modes or nodes, and for `published` without sigma_data=inf.
-    Reference: Blasingame & Liu, AdjointDEIS (NeurIPS 2024), eqs. (13), (16); Hairer, Norsett & Wanner, Solving ODEs I, III.1.
+    Reference: Blasingame & Liu, AdjointDEIS (NeurIPS 2024), AdjointDEIS-1 and -2M; Hairer, Norsett & Wanner, Solving ODEs I, III.1.
 
         g = jax.grad(lambda x: loss(aj.sample(term, x, args, grid=ts, adjoint=aj.AdjointDEIS(steps=12))))(x_T)
     """
@@ -64,6 +65,7 @@ class AdjointDEIS(AbstractSamplerAdjoint):
     nodes: str | tuple[int, ...] = eqx.field(static=True)
     mode: str = eqx.field(static=True)
     published: bool = eqx.field(static=True)
+    unroll: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -73,7 +75,9 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         nodes: str | Sequence[int] = "lam",
         mode: str = "PECE",
         published: bool = False,
+        unroll: int = 1,
     ):
+        self.unroll = checked_unroll(unroll)
         self.order, self.splitting, self.steps, self.published = order, Splitting(sigma_data), steps, published
         self.nodes = nodes if isinstance(nodes, str) else tuple(int(i) for i in nodes)
         self.mode = "AB" if published and mode == "PECE" else mode
@@ -86,12 +90,12 @@ class AdjointDEIS(AbstractSamplerAdjoint):
 
     @property
     def rule(self) -> "Rule":
-        return Rule(self.mode, self.order - 1, 1.0 if self.published else -1.0)
+        return Rule(self.mode, self.order - 1, 1.0 if self.published else -1.0, self.unroll)
 
     def run(self, computation: Computation) -> tuple[State, Any]:
         index = choose(computation.ts, computation.term.process.lam(computation.ts), self.steps, self.nodes)
         if not len(index):
-            return DiscreteAdjoint().run(computation)
+            return DiscreteAdjoint(unroll=self.unroll).run(computation)
         shared, _ = computation.shared()
         carry, inputs = computation.carry(), computation.inputs()
         step = closed(computation.step, shared, carry, first(inputs))
@@ -116,11 +120,12 @@ class AdjointDEIS(AbstractSamplerAdjoint):
 
 
 class Rule(NamedTuple):
-    """The mode, the number of past slopes that it uses, and the sign of the network's part in g."""
+    """The mode, the number of past slopes that it uses, the sign of the network's part in g, and the nodes in one iteration of the loop."""
 
     mode: str
     past: int
     sign: float
+    unroll: int = 1
 
 
 class _Plan:
@@ -240,6 +245,6 @@ def adams(linearise: Callable, adjoint: State, total: Any, kept: Any, per_step: 
     start = (w, w, (zeros_like(w),) * rule.past, total)
     visited = len(nodes.t) - (rule.mode == "AB")
     slices = jax.tree.map(lambda leaf: leaf[:visited], (kept, per_step, nodes))
-    (predicted, base, _, total), _ = jax.lax.scan(body, start, slices)
+    (predicted, base, _, total), _ = jax.lax.scan(body, start, slices, unroll=rule.unroll)
     w = predicted if rule.mode == "AB" else base
     return w / fit(nodes.scale[-1], w), total

@@ -1,12 +1,12 @@
 """The bijection between torch's names and layouts and Flax's. One table serves reading and writing.
 
-    torch                          Flax
-    `NAME.weight`  [O, I, h, w]    `NAME/kernel`     [h, w, I, O]    convolution
-    `NAME.weight`  [O, I]          `NAME/kernel`     [I, O]          dense
-    `NAME.weight`  [C]             `NAME/scale`      [C]             norm
-    `NAME.weight`  [N, C]          `NAME/embedding`  [N, C]          embedding
-    `NAME.bias`    [C]             `NAME/bias`       [C]
-    `LIST.3.`                      `LIST_3/`                         for the names in LISTS; any other number is part of a name (`linear_1`)
+torch                          Flax
+`NAME.weight`  [O, I, h, w]    `NAME/kernel`     [h, w, I, O]    convolution
+`NAME.weight`  [O, I]          `NAME/kernel`     [I, O]          dense
+`NAME.weight`  [C]             `NAME/scale`      [C]             norm
+`NAME.weight`  [N, C]          `NAME/embedding`  [N, C]          embedding
+`NAME.bias`    [C]             `NAME/bias`       [C]
+`LIST.3.`                      `LIST_3/`                         for the names in LISTS; any other number is part of a name (`linear_1`)
 """
 
 import re

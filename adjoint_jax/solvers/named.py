@@ -42,7 +42,7 @@ class DEIS(AbstractMultistep):
         variable: "t" (tAB-DEIS), "rho" (rhoAB-DEIS) or "lam" (diffusers' log-rho).
     Raises:
         ValueError: for another order or variable.
-    Reference: Zhang & Chen, Fast sampling of diffusion models with exponential integrator (2023), eqs. (14), (15); weights exact, not Riemann sums.
+    Reference: Zhang & Chen, Fast sampling with exponential integrator (2023), tAB- and rhoAB-DEIS; its weights by exact integrals.
 
         aj.sample(term, x_T, args, grid=ts, solver=aj.DEIS(order=3))
     """
@@ -68,7 +68,7 @@ class DPMSolverPP(AbstractMultistep):
         order: 1 to 3.
     Raises:
         ValueError: for another order.
-    Reference: Lu et al., DPM-Solver++ (2022), eq. (12) and algorithm 2.
+    Reference: Lu et al., DPM-Solver++ (2022), DPM-Solver++(2M).
 
         aj.sample(term, x_T, args, grid=ts)      # the default solver, of order 2
     """

@@ -147,7 +147,7 @@ class ExponentialRK(AbstractSampler):
         sigma_data: 0, a positive number, infinity, or an array of positive numbers that broadcasts against the trailing axes of x.
     Raises:
         TypeError: for a solver without an explicit tableau.
-    Reference: Zhang & Chen (2023), section 3.3 (rhoRK-DEIS, sigma_data infinite); Karras et al. (2022), algorithm 1 (Heun).
+    Reference: Zhang & Chen (2023), rhoRK-DEIS (sigma_data infinite); Karras et al. (2022), algorithm 1 (Heun).
 
         aj.sample(term, x_T, args, grid=ts, solver=aj.ExponentialRK(diffrax.Heun()))
     """
