@@ -42,7 +42,7 @@ class DEIS(AbstractMultistep):
         variable: "t" (tAB-DEIS), "rho" (rhoAB-DEIS) or "lam" (diffusers' log-rho).
     Raises:
         ValueError: for another order or variable.
-    Reference: Zhang & Chen, Fast sampling with exponential integrator (2023), tAB- and rhoAB-DEIS; its weights by exact integrals.
+    Reference: Zhang & Chen, DEIS (ICLR 2023), tAB- and rhoAB-DEIS; its weights by exact integrals.
 
         aj.sample(term, x_T, args, grid=ts, solver=aj.DEIS(order=3))
     """
