@@ -16,7 +16,16 @@ from .processes import (
     VPLinear as VPLinear,
 )
 from .sample import Trajectory as Trajectory, invert as invert, sample as sample
-from .solvers import DDIM as DDIM, DEIS as DEIS, DPMSolverPP as DPMSolverPP, Exponential as Exponential, ExponentialRK as ExponentialRK
+from .solvers import (
+    DDIM as DDIM,
+    DEIS as DEIS,
+    DPMSolver as DPMSolver,
+    DPMSolverPP as DPMSolverPP,
+    Exponential as Exponential,
+    ExponentialRK as ExponentialRK,
+    SDEDPMSolverPP as SDEDPMSolverPP,
+    UniPC as UniPC,
+)
 from .splitting import Splitting as Splitting
 from .terms import DiffusionTerm as DiffusionTerm
 

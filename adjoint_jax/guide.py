@@ -28,8 +28,7 @@ from .audit import AuditRow, compare
 from .networks import cfg
 from .processes import AbstractProcess
 from .sample import sample
-from .solvers import AbstractSampler, ExponentialRK
-from .solvers.singlestep import tableau_of
+from .solvers import AbstractLinear
 from .terms import DiffusionTerm
 
 Variables = dict[str, Any]
@@ -71,7 +70,7 @@ class Sampler:
     process: AbstractProcess
     prediction: str
     grid: np.ndarray
-    solver: AbstractSampler
+    solver: AbstractLinear
     guided: bool = False
 
     def __call__(self, given: Given, variables: Variables, adjoint: diffrax.AbstractAdjoint | None = None) -> Any:
@@ -189,15 +188,17 @@ def audit(
 def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint) -> tuple[int, int]:
     """(forward, backward) evaluations of the network for one gradient, a batch counted as one and guidance as two."""
     solver = sampler.solver
-    steps, stages = len(sampler.grid) - 1, len(tableau_of(solver.solver).b) if isinstance(solver, ExponentialRK) else 1
-    forward, backward = 2 * steps * stages, steps * stages
+    steps, rows = len(sampler.grid) - 1, solver.table(sampler.process, sampler.prediction, sampler.grid)
+    stages = np.full(steps, len(solver.pattern.reads)) if rows.active is None else np.sum(rows.active, axis=1)
+    once = int(stages.sum())
+    forward, backward = 2 * once, once
     if isinstance(adjoint, diffrax.DirectAdjoint):
-        forward = steps * stages
+        forward = once
     if isinstance(adjoint, AdjointDEIS):
         index = choose(sampler.grid, sampler.process.lam(sampler.grid), adjoint.steps, adjoint.nodes)
         nodes = max(len(index) - (adjoint.mode == "AB"), 0)
-        exact = stages * (int(index[0] < steps) + int(index[-1] > 0)) if len(index) else stages
-        forward, backward = steps * stages + nodes + exact, nodes * (2 if adjoint.mode == "PECE" else 1) + exact
+        exact = int(stages[-1] * (index[0] < steps) + stages[0] * (index[-1] > 0)) if len(index) else once
+        forward, backward = once + nodes + exact, nodes * (2 if adjoint.mode == "PECE" else 1) + exact
     times = 2 if sampler.guided else 1
     return times * forward, times * backward
 

@@ -47,7 +47,8 @@ def sample(
             graph, the grid differentiable under exact adjoints, its order and range unchecked.
         solver: a solver of `aj.solvers`, `DPMSolverPP(order=2)` unless given; an explicit stock diffrax solver stands for `ExponentialRK(solver)`.
         adjoint: `DiscreteAdjoint()` (exact) unless given; never changes the sample.
-        key, noise: for stochastic solvers; must be None for the deterministic ones of this version.
+        key, noise: for stochastic solvers one of the two, for others neither. `noise` `[steps, *x]`, or `[steps, k, *x]` for a solver with k
+            draws a step, standard normal and differentiable; a key means `normal(fold_in(key, i), noise.shape[1:])` for step i.
         save: return the whole trajectory.
 
     Returns:
@@ -55,7 +56,7 @@ def sample(
 
     Raises:
         ValueError: a grid that does not decrease or leaves the process's range, weights that are not finite on it, a network
-            whose answer has another shape, `key` or `noise` given.
+            whose answer has another shape, `key` or `noise` missing, of another shape or given to a deterministic solver.
         TypeError: a term, solver or adjoint of another kind.
         FloatingPointError: outside of `jit` and `grad`, where x_T or a state is not finite; names the step. Traced computations return NaN.
 
@@ -89,8 +90,6 @@ def prepare(term: Any, x: Any, args: Args, grid: Any, solver: Any, key: Any, noi
     """Checks the arguments of `sample` and lays out its computation."""
     if not isinstance(term, DiffusionTerm):
         raise TypeError(f"term must be an aj.DiffusionTerm(network, process, prediction); got {type(term).__name__}.")
-    if key is not None or noise is not None:
-        raise ValueError("key and noise are for stochastic solvers; the solvers of this version draw none: leave both None.")
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x_T must be an array of floats; got dtype {x.dtype}.")
@@ -104,7 +103,24 @@ def prepare(term: Any, x: Any, args: Args, grid: Any, solver: Any, key: Any, noi
             raise ValueError(f"A grid is a vector of at least two times; got shape {ts.shape}.")
     ts = ts[::-1] if reverse else ts
     rows = sampler.table(term.process, term.prediction, ts)
-    return Computation(term, sampler, x, args, ts, as_dtype(rows, x.dtype), save)
+    return Computation(term, sampler, x, args, ts, as_dtype(rows, x.dtype), save, _noise(sampler, x, len(ts) - 1, key, noise))
+
+
+def _noise(sampler: AbstractSampler, x: State, steps: int, key: Any, noise: Any) -> Any:
+    """The draws of each step, or its key; None for a deterministic solver."""
+    name, draws = type(sampler).__name__, sampler.draws
+    if not draws:
+        if key is not None or noise is not None:
+            raise ValueError(f"{name} is deterministic here and draws no noise: leave key and noise None.")
+        return None
+    if (key is None) == (noise is None):
+        raise ValueError(f"{name} draws noise: give either key or noise, not {'both' if noise is not None else 'neither'}.")
+    if noise is None:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(steps))
+    noise, shape = jnp.asarray(noise), (steps, *(() if draws == 1 else (draws,)), *x.shape)
+    if noise.shape != shape or not jnp.issubdtype(noise.dtype, jnp.floating):
+        raise ValueError(f"noise for {name} on {steps} steps is an array of floats of shape {shape}; got {noise.dtype} of shape {noise.shape}.")
+    return noise.astype(x.dtype).reshape(steps, draws, *x.shape)
 
 
 def _as_sampler(solver: Any) -> AbstractSampler:

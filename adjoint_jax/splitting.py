@@ -10,8 +10,13 @@ and its limits, coded as limits (u is the variable of integration, dz/du = F):
     c -> infinity   m = alpha   u = rho = sigma / alpha   F = eps     noise prediction: DDIM, DEIS, DPM-Solver             (2)
     c -> 0          m = sigma   u = alpha / sigma         F = x0      data prediction: DPM-Solver++                        (3)
 
-All quantities are functions of (alpha, sigma, lam) only. An array of c broadcasts against the trailing axes of x: its axes follow
-those of the times in every answer.
+With stochasticity tau (the reverse SDE with tau times its noise; tau = 0 is the ODE) and kappa = 1 + tau^2, where every m above becomes
+
+    m_kappa = m (m/alpha)^(tau^2),   dz = kappa (m/alpha)^(-tau^2) F du + Gaussian noise, of variance in x over a step s -> t     (4)
+    m_t^2 (1 - ((m_t/alpha_t) / (m_s/alpha_s))^(2 tau^2)),    tau^2 alpha_t^2 (rho_s^2 - rho_t^2) for c -> infinity.         (5)
+
+c = 0, tau = 1 is SDE-DPM-Solver++. All quantities are functions of (alpha, sigma, lam) only. An array of c broadcasts against the
+trailing axes of x: its axes follow those of the times in every answer.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +24,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import numpy as np
 
-from ._numerics import floating, is_concrete, namespace, trailing
+from ._numerics import GAUSS_POINTS, GAUSS_WEIGHTS, floating, is_concrete, namespace, trailing
 from .processes import AbstractProcess
 
 
@@ -43,14 +48,18 @@ class Splitting(eqx.Module):
 
     Args:
         sigma_data: 0, infinity, a positive number, or an array of positive numbers that broadcasts against the trailing axes of x.
+        tau: stochasticity; 0 is the ODE, 1 the reverse SDE. An array has one entry for each of the steps that are asked for.
     Raises:
-        ValueError: where a concrete sigma_data is negative or not a number, or an array holds 0 or infinity.
+        ValueError: where a concrete sigma_data is negative or not a number, an array holds 0 or infinity, or tau is negative.
     """
 
     sigma_data: Any
+    tau: Any
 
-    def __init__(self, sigma_data: Any):
-        self.sigma_data = sigma_data
+    def __init__(self, sigma_data: Any, tau: Any = 0.0):
+        self.sigma_data, self.tau = sigma_data, tau if np.ndim(tau) else float(tau)
+        if not (np.all(np.greater_equal(tau, 0)) and np.all(np.isfinite(tau))):
+            raise ValueError(f"tau is a number, at least 0; got {tau!r}.")
         if is_concrete(sigma_data):
             c = np.asarray(sigma_data, np.float64)
             if np.isnan(c).any() or (c < 0).any() or (c.ndim and not (np.isfinite(c) & (c > 0)).all()):
@@ -65,6 +74,15 @@ class Splitting(eqx.Module):
         return "noise" if np.isinf(c) else "data" if c == 0 else "finite"
 
     @property
+    def stochastic(self) -> bool:
+        """Whether there is noise at all."""
+        return bool(np.ndim(self.tau)) or self.tau > 0
+
+    def _squared(self, axes: int = 0) -> Any:
+        """tau^2; of an array with `axes` axes behind."""
+        return trailing(np.asarray(self.tau) ** 2, axes) if np.ndim(self.tau) else self.tau**2
+
+    @property
     def ndim(self) -> int:
         """Number of channel axes of sigma_data."""
         return np.ndim(self.sigma_data)
@@ -74,6 +92,11 @@ class Splitting(eqx.Module):
         return floating(self.sigma_data, like), *(trailing(value, self.ndim) for value in values)
 
     def scale(self, at: Level) -> Any:
+        """m_kappa of (4), which is m of (1)-(3) where tau = 0."""
+        m = self._width(at)
+        return m * (m / trailing(at.alpha, self.ndim)) ** self._squared(self.ndim) if self.stochastic else m
+
+    def _width(self, at: Level) -> Any:
         """m of (1)-(3)."""
         if self.kind == "noise":
             return at.alpha
@@ -89,33 +112,63 @@ class Splitting(eqx.Module):
         if self.kind == "data":
             return None, namespace(at.alpha).ones_like(at.alpha)
         c, alpha, sigma = self._wide(at.alpha, at.alpha, at.sigma)
-        m = self.scale(at)
+        m = self._width(at)
         return c * alpha / m, -sigma / (c * m)
 
     def step(self, start: Level, end: Level) -> Any:
-        """m_end (u_end - u_start), the weight of a first-order step in x, by differences that do not cancel and hold at alpha = 0, sigma = 0."""
+        """The weight of a first-order step in x, m_end (u_end - u_start) for the ODE, by differences that hold at alpha = 0 and sigma = 0."""
         if self.kind == "noise":
-            return _rotation(start, end) / start.alpha
+            return (1 + self._squared()) * _rotation(start, end) / start.alpha
         if self.kind == "data":
+            if self.stochastic:
+                return -end.alpha * namespace(end.lam).expm1(-(1 + self._squared()) * (end.lam - start.lam))
             return -_rotation(start, end) / start.sigma
-        return self.scale(end) * self.angle(start, end)
+        angle = self.angle(start, end)
+        if not self.stochastic:
+            return self._width(end) * angle
+        cosines = self._cosine(start, angle[..., None] * floating(GAUSS_POINTS, angle)) / self._cosine(start, angle)[..., None]
+        mean = cosines ** self._squared(self.ndim + 1) @ floating(GAUSS_WEIGHTS, angle)
+        return (1 + self._squared(self.ndim)) * self._width(end) * angle * mean
 
     def angle(self, start: Level, end: Level) -> Any:
         """theta_end - theta_start for a finite c."""
         c, a0, s0, a1, s1, cross = self._wide(start.alpha, start.alpha, start.sigma, end.alpha, end.sigma, _rotation(start, end))
         return namespace(a0).arctan2(c * cross, c**2 * a0 * a1 + s0 * s1)
 
+    def _cosine(self, start: Level, turned: Any) -> Any:
+        """m_start cos(theta_start + turned) for a finite c, `turned` with one more axis or none."""
+        xp = namespace(turned)
+        c, alpha, sigma = self._wide(start.alpha, start.alpha, start.sigma)
+        ahead, aside = c * alpha, sigma + 0 * c
+        if turned.ndim > ahead.ndim:
+            ahead, aside = ahead[..., None], aside[..., None]
+        return ahead * xp.cos(turned) - aside * xp.sin(turned)
+
     def density(self, lam: Any, end: Level) -> Any:
-        """m_end du/dlam at half log-SNR `lam`, `[..., q]`, of steps that end at `end`, `[...]`."""
+        """The weight of F in x per unit of lam at half log-SNR `lam`, `[..., q]`, of steps that end at `end`, `[...]`: m_end du/dlam for the ODE."""
         xp = namespace(lam)
         if self.kind == "noise":
-            return -end.sigma[..., None] * xp.exp(end.lam[..., None] - lam)
+            return -(1 + self._squared(1)) * end.sigma[..., None] * xp.exp(end.lam[..., None] - lam)
         if self.kind == "data":
-            return end.alpha[..., None] * xp.exp(lam - end.lam[..., None])
+            return (1 + self._squared(1)) * end.alpha[..., None] * xp.exp((1 + self._squared(1)) * (lam - end.lam[..., None]))
         c, wide = self._wide(lam, lam)
-        m = self.scale(end)
-        m = m.reshape(end.lam.shape + (1,) + m.shape[end.lam.ndim :])
-        return -m * c / (c**2 * xp.exp(wide) + xp.exp(-wide))
+        m = self._width(end)
+        m, alpha = (part.reshape(end.lam.shape + (1,) + part.shape[end.lam.ndim :]) for part in (m, trailing(end.alpha, self.ndim)))
+        density = -m * c / (c**2 * xp.exp(wide) + xp.exp(-wide))
+        if not self.stochastic:
+            return density
+        squared = self._squared(1 + self.ndim)
+        return density * (1 + squared) * ((m / alpha) ** 2 / (c**2 + xp.exp(-2 * wide))) ** (squared / 2)
+
+    def noise(self, start: Level, end: Level) -> Any:
+        """The standard deviation of the noise that a step adds to x, (5)."""
+        xp = namespace(start.alpha)
+        if self.kind == "noise":
+            return self._squared() ** 0.5 * xp.sqrt((start.sigma * end.alpha / start.alpha) ** 2 - end.sigma**2)
+        if self.kind == "data":
+            return end.sigma * xp.sqrt(-xp.expm1(-2 * self._squared() * (end.lam - start.lam)))
+        widths = [self._width(at) / trailing(at.alpha, self.ndim) for at in (start, end)]
+        return self._width(end) * xp.sqrt(-xp.expm1(2 * self._squared(self.ndim) * (xp.log(widths[1]) - xp.log(widths[0]))))
 
     def noise_fraction(self, at: Level) -> Any:
         """rho^2 / (c^2 + rho^2) = sin(theta)^2, the share of the noise in the variance: the linear part of the adjoint."""

@@ -25,7 +25,7 @@ SIGNATURES = {
     "equinox": "(module)",
     "PerStep": "(value)",
     "Trajectory": "(ts, xs)",
-    "Splitting": "(sigma_data)",
+    "Splitting": "(sigma_data, tau=0.0)",
     "VPLinear": "(beta_min=0.1, beta_max=20.0)",
     "VPCosine": "(s=0.008)",
     "VPDiscrete": "(alphas_cumprod)",
@@ -33,16 +33,19 @@ SIGNATURES = {
     "EDM": "()",
     "FlowMatching": "()",
     "DDIM": "(eta=0.0)",
-    "DEIS": "(order=3, variable='t')",
-    "DPMSolverPP": "(order=2)",
-    "Exponential": "(order=2, sigma_data=1.0, variable='lam')",
+    "DEIS": "(order=3, variable='t', lower_order_final=False)",
+    "DPMSolver": "(order=2, solver_type='midpoint', lower_order_final=False, published=False)",
+    "DPMSolverPP": "(order=2, solver_type='midpoint', lower_order_final=False, published=False)",
+    "SDEDPMSolverPP": "(order=2, tau=1.0, solver_type='midpoint', lower_order_final=False, published=False)",
+    "UniPC": "(order=2, variant='bh2', sigma_data=0.0, corrector=True, lower_order_final=True, uncorrected=())",
+    "Exponential": "(order=2, sigma_data=1.0, variable='lam', tau=0.0, lower_order_final=False)",
     "ExponentialRK": "(solver, sigma_data=inf)",
     "DirectAdjoint": "()",
     "DiscreteAdjoint": "(keep=0, unroll=1)",
     "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode='PECE', published=False, unroll=1)",
 }
 LATER = {
-    "sde_terms", "Paired", "SDEDPMSolverPP", "UniPC", "EDMHeun", "BDIA", "Rex", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
+    "sde_terms", "Paired", "EDMHeun", "BDIA", "Rex", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
     "from_scheduler_config", "search_schedule",
 }  # fmt: skip
 

@@ -81,8 +81,16 @@ CASES = {  # what is done, the error, what its sentence holds
         ValueError,
         r"prediction='epsilon' is not known: use one of eps, x0, v",
     ),
-    "key given": (lambda: sample(key=jax.random.key(0)), ValueError, r"key and noise are for stochastic solvers.*leave both None"),
-    "noise given": (lambda: sample(noise=jnp.ones((4, 1, 3))), ValueError, r"key and noise are for stochastic solvers.*leave both None"),
+    "key given": (
+        lambda: sample(key=jax.random.key(0)),
+        ValueError,
+        r"DPMSolverPP is deterministic.*leave key and noise None",
+    ),
+    "noise given": (
+        lambda: sample(noise=jnp.ones((4, 1, 3))),
+        ValueError,
+        r"DPMSolverPP is deterministic.*leave key and noise None",
+    ),
     # args
     "cfg without uncond": (
         lambda: sample(args={"cond": X}, of=term(aj.cfg(network, 2.0))),
@@ -132,7 +140,34 @@ CASES = {  # what is done, the error, what its sentence holds
     "Exponential order 2.5": (lambda: aj.Exponential(order=2.5), ValueError, r"Exponential has orders 1 to 4; got order=2.5"),
     "DEIS variable": (lambda: aj.DEIS(variable="sigma"), ValueError, r"variable='sigma' is not known: use one of lam, rho, t, theta"),
     "theta without width": (lambda: aj.DEIS(variable="theta"), ValueError, r"one finite sigma_data: use 'rho' or 'lam'"),
-    "DDIM eta": (lambda: aj.DDIM(eta=1.0), ValueError, r"DDIM\(eta=1.0\) draws noise.*use eta=0"),
+    "DDIM eta": (lambda: aj.DDIM(eta=1.5), ValueError, r"DDIM's eta is a share of the noise, from 0 to 1; got 1.5"),
+    "no noise": (lambda: sample(solver=aj.DDIM(1.0)), ValueError, r"DDIM draws noise: give either key or noise, not neither"),
+    "two noises": (
+        lambda: sample(solver=aj.DDIM(1.0), key=jax.random.key(0), noise=jnp.ones((4, 1, 3))),
+        ValueError,
+        r"DDIM draws noise: give either key or noise, not both",
+    ),
+    "shape of noise": (
+        lambda: sample(solver=aj.DDIM(1.0), noise=jnp.ones((3, 1, 3))),
+        ValueError,
+        r"noise for DDIM on 4 steps is an array of floats of shape \(4, 1, 3\); got float64 of shape \(3, 1, 3\)",
+    ),
+    "noise in diffeqsolve": (
+        lambda: diffrax.diffeqsolve(
+            TERM, aj.DDIM(1.0), GRID[0], GRID[-1], None, X, stepsize_controller=diffrax.StepTo(GRID), adjoint=diffrax.DirectAdjoint()
+        ),
+        ValueError,
+        r"DDIM draws noise, which only aj.sample gives it",
+    ),
+    "noise and AdjointDEIS": (
+        lambda: gradient(solver=aj.DDIM(1.0), key=jax.random.key(0), adjoint=aj.AdjointDEIS()),
+        ValueError,
+        r"AdjointDEIS follows the ODE, and DDIM draws noise: use DiscreteAdjoint",
+    ),
+    "negative tau": (lambda: aj.Exponential(tau=-1.0), ValueError, r"tau is a number, at least 0; got -1.0"),
+    "solver_type": (lambda: aj.DPMSolverPP(solver_type="euler"), ValueError, r"solver_type='euler' is not known: use 'midpoint' or 'heun'"),
+    "variant": (lambda: aj.UniPC(variant="bh3"), ValueError, r"variant='bh3' is not known: use one of bh1, bh2, exact, vary_coeff"),
+    "orders": (lambda: sample(solver=aj.DEIS(lower_order_final=(1, 2))), ValueError, r"One order a step: got 2 orders for 4 steps"),
     "negative sigma_data": (lambda: aj.Exponential(sigma_data=-1.0), ValueError, r"sigma_data must be 0, infinity, a positive number.*got -1.0"),
     "sigma_data NaN": (lambda: aj.ExponentialRK(diffrax.Heun(), np.nan), ValueError, r"sigma_data must be 0, infinity, a positive number.*got nan"),
     "sigma_data array with 0": (lambda: aj.Exponential(sigma_data=np.array([0.0, 1.0])), ValueError, r"array of finite positive numbers; got array"),

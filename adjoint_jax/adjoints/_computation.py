@@ -38,10 +38,14 @@ class Inputs(NamedTuple):
     t1: Any
     row: Any
     per_step: Any
+    noise: Any
 
 
 class Computation(eqx.Module):
-    """`sample` in parts. `ts` is numpy float64 where the grid is concrete; `rows` and `times` are arrays of the state's dtype."""
+    """`sample` in parts. `ts` is numpy float64 where the grid is concrete; `rows` and `times` are arrays of the state's dtype.
+
+    `noise` holds the draws of each step, `[steps, draws, *x]`, or the key of each, `[steps]`, from which they are drawn when they are needed.
+    """
 
     term: DiffusionTerm
     solver: AbstractSampler
@@ -50,6 +54,7 @@ class Computation(eqx.Module):
     ts: Any
     rows: Any
     save: bool = eqx.field(static=True)
+    noise: Any = None
 
     @property
     def steps(self) -> int:
@@ -68,7 +73,7 @@ class Computation(eqx.Module):
         for leaf in jax.tree.leaves(per_step):
             if jnp.shape(leaf)[:1] != (self.steps,):
                 raise ValueError(f"A PerStep leaf needs one value for each of the {self.steps} steps; got shape {jnp.shape(leaf)}.")
-        return varying_like(Inputs(self.times[:-1], self.times[1:], self.rows, per_step), self.x)
+        return varying_like(Inputs(self.times[:-1], self.times[1:], self.rows, per_step, self.noise), self.x)
 
     def _split(self) -> tuple[Any, Any]:
         constant = jax.tree.map(lambda leaf: None if _is_per_step(leaf) else leaf, self.args, is_leaf=_is_per_step)
@@ -88,14 +93,28 @@ class Computation(eqx.Module):
         """(1)."""
         x, state = carry
         term, args = self.term_and_args(shared, inputs.per_step)
-        state = eqx.tree_at(lambda s: s.row, state, inputs.row, is_leaf=lambda leaf: leaf is None)
+        noise = inputs.noise
+        if noise is not None and jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
+            noise = draw(noise, self.solver.draws, x)
+        state = eqx.tree_at(_given, state, (inputs.row, noise), is_leaf=lambda leaf: leaf is None)
         x, _, _, state, _ = self.solver.step(term, inputs.t0, inputs.t1, x, args, state, False)
-        return x, eqx.tree_at(lambda s: s.row, state, None, is_leaf=lambda leaf: isinstance(leaf, type(inputs.row)))
+        return x, eqx.tree_at(_given, state, (None, None), is_leaf=lambda leaf: leaf is None or isinstance(leaf, type(inputs.row)))
 
     def predict(self, shared: Any, per_step: Any, t: Any, x: State) -> State:
         """The network's prediction at (x, t)."""
         term, args = self.term_and_args(shared, per_step)
         return term.predict(t, x, args)
+
+
+def _given(state: Any) -> tuple[Any, Any]:
+    """What a step is given through the solver's state."""
+    return state.row, state.noise
+
+
+def draw(key: Any, draws: int, x: State) -> Any:
+    """The Gaussian draws of one step, `[draws, *x]`: one is normal(key, x.shape), several are normal(key, (draws, *x.shape))."""
+    shape = x.shape if draws == 1 else (draws, *x.shape)
+    return jax.random.normal(key, shape, x.dtype).reshape(draws, *x.shape)
 
 
 class _Closed(eqx.Module):

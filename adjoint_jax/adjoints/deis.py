@@ -27,17 +27,15 @@ from ._computation import Computation, closed, first
 from ._nodes import Nodes, choose, lay_out
 from .discrete import DiscreteAdjoint, accumulator, add, checked_unroll, constant
 
-PUBLISHED_LIMITS = {1: 0.69, 2: 0.46}
-"""Steps in lam above which the published rules amplify the adjoint where it should shrink."""
+PUBLISHED_LIMITS = {1: 0.69, 2: 0.46}  # steps in lam above which the published rules amplify the adjoint where it should shrink
 
 
 class AdjointDEIS(AbstractSamplerAdjoint):
     """The continuous adjoint on the sampler's states, at `steps` of its nodes. Approximate, for fewer network evaluations than the exact gradient.
 
-    Cost: the sampler, then a forward and one (AB, PEC) or two (PECE) backward evaluations a node; memory: the states at the nodes. Its
-    error has a floor, the difference between the continuous gradient and that of the sampler that ran: see the README's table, and audit
-    with `aj.audit`. The published rules (`sigma_data=inf, published=True`) are off by factors of ten to a million where steps in lam
-    exceed 0.69 (order 1) or 0.46 (order 2): they are here to be compared with.
+    Cost: the sampler, then a forward and one (AB, PEC) or two (PECE) backward evaluations a node; memory: the states at the nodes. Its error
+    has a floor, the difference between the continuous gradient and that of the sampler that ran: see the README, and `aj.audit`. The
+    published rules (`sigma_data=inf, published=True`) are off by factors of ten to a million where steps in lam exceed 0.69 or 0.46.
 
     Differentiable: x_T and every float leaf of args and of the network that is the same for all steps. Not the grid, not per-step leaves,
     not the inner states of a saved trajectory: those raise and name DiscreteAdjoint. Intervals out of alpha = 0 and into sigma = 0 are
@@ -77,8 +75,8 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         published: bool = False,
         unroll: int = 1,
     ):
-        self.unroll = checked_unroll(unroll)
-        self.order, self.splitting, self.steps, self.published = order, Splitting(sigma_data), steps, published
+        self.order, self.splitting, self.steps = order, Splitting(sigma_data), steps
+        self.published, self.unroll = published, checked_unroll(unroll)
         self.nodes = nodes if isinstance(nodes, str) else tuple(int(i) for i in nodes)
         self.mode = "AB" if published and mode == "PECE" else mode
         if order not in (1, 2) if published else order not in (1, 2, 3, 4):
@@ -93,6 +91,8 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         return Rule(self.mode, self.order - 1, 1.0 if self.published else -1.0, self.unroll)
 
     def run(self, computation: Computation) -> tuple[State, Any]:
+        if computation.noise is not None:
+            raise ValueError(f"AdjointDEIS follows the ODE, and {type(computation.solver).__name__} draws noise: use DiscreteAdjoint.")
         index = choose(computation.ts, computation.term.process.lam(computation.ts), self.steps, self.nodes)
         if not len(index):
             return DiscreteAdjoint(unroll=self.unroll).run(computation)

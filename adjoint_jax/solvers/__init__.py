@@ -1,6 +1,19 @@
 """Solvers: diffrax solvers whose weights come from a table in one change of variables."""
 
 from ._base import AbstractSampler as AbstractSampler
+from .ancestral import Ancestral as Ancestral, Churn as Churn, DPMSolverPPSDE as DPMSolverPPSDE
+from .ddim import DDIM as DDIM
+from .linear import AbstractLinear as AbstractLinear
 from .multistep import AbstractMultistep as AbstractMultistep
-from .named import DDIM as DDIM, DEIS as DEIS, DPMSolverPP as DPMSolverPP, Exponential as Exponential
+from .named import (
+    DEIS as DEIS,
+    IPNDM as IPNDM,
+    DPMSolver as DPMSolver,
+    DPMSolverPP as DPMSolverPP,
+    Exponential as Exponential,
+    SDEDPMSolver as SDEDPMSolver,
+    SDEDPMSolverPP as SDEDPMSolverPP,
+)
+from .predictor import SASolver as SASolver, UniPC as UniPC
 from .singlestep import ExponentialRK as ExponentialRK
+from .stages import ExponentialStages as ExponentialStages

@@ -35,7 +35,7 @@ def fit(weight: Any, x: State) -> Any:
 
 
 class AbstractSampler(diffrax.AbstractSolver):
-    """A diffrax solver whose weights come from a table of rows."""
+    """A diffrax solver whose weights come from a table of rows. Its state has the fields `row` and `noise`, which `sample` fills before each step."""
 
     term_structure: ClassVar[Any] = diffrax.AbstractTerm
     interpolation_cls: ClassVar[Any] = diffrax.LocalLinearInterpolation
@@ -52,16 +52,21 @@ class AbstractSampler(diffrax.AbstractSolver):
     def recall(self, memory: Any, state: Any) -> tuple[State, Any]:
         """A carry (x, state) at which the step has the same transpose as at the one remembered; `state` gives the shapes."""
 
+    @property
+    def draws(self) -> int:
+        """Gaussian draws a step."""
+        return 0
+
     def func(self, terms: Any, t0: Any, y0: State, args: Args) -> State:
         return terms.vf(t0, y0, args)
 
 
-def check_rows(rows: Any, names: Any, ts: np.ndarray, what: str) -> None:
+def check_rows(rows: Any, ts: np.ndarray, what: str) -> None:
     """Raises ValueError where a concrete table holds a number that is not finite, naming the step."""
-    for name, values in zip(names, rows, strict=True):
+    for path, values in jax.tree_util.tree_leaves_with_path(rows):
         bad = ~np.isfinite(np.asarray(values).reshape(len(ts) - 1, -1)).all(axis=1)
         if bad.any():
-            i = int(np.argmax(bad))
+            i, name = int(np.argmax(bad)), jax.tree_util.keystr(path)[1:]
             raise ValueError(
                 f"{what} is not defined on step {i} of this grid, t = {ts[i]:g} -> {ts[i + 1]:g} ({name} is not finite there): "
                 "a step from alpha = 0 needs a finite or zero sigma_data and a prediction other than eps, "
@@ -75,4 +80,4 @@ def dense_info(y0: State, y1: State) -> dict[str, State]:
 
 def as_dtype(rows: Any, dtype: Any) -> Any:
     """The rows cast once to the state's dtype."""
-    return jax.tree.map(lambda row: jnp.asarray(row, dtype), rows)
+    return jax.tree.map(lambda row: jnp.asarray(row, None if row.dtype == bool else dtype), rows)

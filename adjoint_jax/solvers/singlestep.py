@@ -15,36 +15,13 @@ A step into sigma = 0 is Euler's, since no stage can be evaluated there.
 from typing import Any, NamedTuple
 
 import diffrax
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
-from diffrax import RESULTS
 
-from .._numerics import broadcasting, floating, is_concrete, namespace, trailing
-from .._types import Args, State
+from .._numerics import broadcasting, floating, namespace, trailing
 from ..processes import AbstractProcess
 from ..splitting import Level, Splitting, level
-from ._base import AbstractSampler, check_rows, dense_info, fit, unwrap
+from .linear import AbstractLinear, Pattern, Row
 from .multistep import output
-
-
-class Row(NamedTuple):
-    """One step of (1): times `[s]`, stages `[s, s, *c]`, and so on, without the leading axis of the steps."""
-
-    times: Any
-    of_x: Any
-    of_p: Any
-    ratios: Any
-    stages: Any
-    ratio: Any
-    weights: Any
-    error: Any
-
-
-class RungeKuttaState(eqx.Module):
-    """`row` of this step, or None."""
-
-    row: Row | None
 
 
 class Tableau(NamedTuple):
@@ -121,23 +98,24 @@ def rows(splitting: Splitting, tableau: Tableau, process: AbstractProcess, predi
         euler_step = splitting.step(start, end)
     wide, tail = trailing(euler, c), -1 - c
 
-    def weigh(coefficients: np.ndarray, m: Any, instead: Any) -> Any:
-        """m (u_1 - u_0) times a row of the tableau; (instead, 0, ...) for Euler's step."""
-        return xp.stack([xp.where(wide, 0 if j else instead, float(a) * m * length * speeds[j]) for j, a in enumerate(coefficients)], axis=tail)
+    def weigh(ratio: Any, coefficients: np.ndarray, m: Any, instead: Any) -> Any:
+        """`ratio`, then m (u_1 - u_0) times a row of the tableau; (instead, 0, ...) for Euler's step."""
+        row = [xp.where(wide, 0 if j else instead, float(a) * m * length * speeds[j]) for j, a in enumerate(coefficients)]
+        return xp.stack([ratio, *row], axis=tail)
 
     return Row(
         times=xp.stack(times, axis=-1),
         of_x=xp.stack([of_x for of_x, _ in outputs], axis=tail),
         of_p=xp.stack([of_p for _, of_p in outputs], axis=tail),
-        ratios=xp.stack([m / first for m in scales], axis=tail),
-        stages=xp.stack([weigh(tableau.a[i], scales[i], 0) for i in range(s)], axis=tail - 1),
-        ratio=last / first,
-        weights=weigh(tableau.b, last, euler_step),
-        error=weigh(tableau.b_error, last, 0),
+        reads=(None, *(weigh(scales[i] / first, tableau.a[i, :i], scales[i], 0) for i in range(1, s))),
+        x=weigh(last / first, tableau.b, last, euler_step),
+        registers={},
+        error=weigh(xp.zeros_like(last), tableau.b_error, last, 0) if tableau.b_error.any() else None,
+        active=xp.stack([xp.ones_like(euler), *[~euler] * (s - 1)], axis=-1),
     )
 
 
-class ExponentialRK(AbstractSampler):
+class ExponentialRK(AbstractLinear):
     """An explicit Runge-Kutta solver of diffrax made exponential by a splitting: equation (1), the solver's own order.
 
     One network evaluation a stage.
@@ -162,38 +140,16 @@ class ExponentialRK(AbstractSampler):
     def order(self, terms: Any) -> int | None:
         return self.solver.order(terms)
 
-    def table(self, process: AbstractProcess, prediction: str, ts: Any) -> Row:
-        table = rows(self.splitting, tableau_of(self.solver), process, prediction, ts[:-1], ts[1:])
-        if is_concrete(table):
-            check_rows(table, Row._fields, np.asarray(ts), f"ExponentialRK with prediction {prediction!r}")
-        return table
+    @property
+    def window(self) -> int:
+        return 1
 
-    def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Args) -> RungeKuttaState:
-        return RungeKuttaState(None)
+    @property
+    def pattern(self) -> Pattern:
+        tableau = tableau_of(self.solver)
+        values = ("x", *(f"F{s}" for s in range(len(tableau.b))))
+        reads = ("x", *(values[: s + 1] for s in range(1, len(tableau.b))))
+        return Pattern(reads, values, {}, error=values if tableau.b_error.any() else None)
 
-    def step(self, terms: Any, t0: Any, t1: Any, y0: State, args: Args, solver_state: RungeKuttaState, made_jump: Any) -> tuple:
-        term, direction = unwrap(terms)
-        row = solver_state.row
-        if row is None:
-            t0, t1 = (jnp.asarray(t * direction, y0.dtype) for t in (t0, t1))
-            row = rows(self.splitting, tableau_of(self.solver), term.process, term.prediction, t0, t1)
-        outputs: list[State] = []
-
-        def combine(ratio: Any, weights: Any) -> State:
-            total = fit(ratio, y0) * y0
-            for weight, out in zip(weights, outputs, strict=False):
-                total = total + fit(weight, y0) * out
-            return total
-
-        for i in range(len(row.times)):
-            x = combine(row.ratios[i], row.stages[i])
-            outputs.append(fit(row.of_x[i], x) * x + fit(row.of_p[i], x) * term.predict(row.times[i], x, args))
-        y1 = combine(row.ratio, row.weights)
-        error = combine(jnp.zeros_like(row.ratio), row.error) if tableau_of(self.solver).b_error.any() else None
-        return y1, error, dense_info(y0, y1), solver_state, RESULTS.successful
-
-    def remember(self, x: State, state: RungeKuttaState) -> State:
-        return x
-
-    def recall(self, memory: State, state: RungeKuttaState) -> tuple[State, RungeKuttaState]:
-        return memory, state
+    def rows(self, process: AbstractProcess, prediction: str, nodes: Any, t_end: Any, valid: Any) -> Row:
+        return rows(self.splitting, tableau_of(self.solver), process, prediction, nodes[..., 0], t_end)

@@ -1,0 +1,142 @@
+"""Exponential Runge-Kutta methods with stages in lam: DPM-Solver's singlestep methods and their stochastic forms, SEEDS.
+
+A step s -> t of h in lam has stages at lam_s + r_j h, each reached by a multistep step (`adjoint_jax.solvers.multistep`) through the stages before:
+
+    order 1      X_t through {s}
+    order 2      X_1 through {s},  X_t through {s, 1}, "midpoint" or exactly                                      (1)
+    order 3      X_1 through {s},  X_2 through {s, 1},  X_t through {s, 2} ("midpoint") or {s, 1, 2} ("heun")       (2)
+
+The noise of a stochastic splitting is that of one Brownian path: n_j = (m_j/m_{j-1}) n_{j-1} + s_{j-1,j} z_j at the stages in turn, X_j + n_j.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from .._numerics import broadcasting, namespace
+from ..processes import AbstractProcess
+from ..splitting import Splitting, level
+from .linear import AbstractLinear, Pattern, Row
+from .multistep import Step, checked_order, orders, output, weights
+
+NODES = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
+
+
+class ExponentialStages(AbstractLinear):
+    """Equations (1), (2) in any splitting: order 2 with two, order 3 with three network evaluations a step and, where tau > 0, as many draws.
+
+    Args:
+        order: 1 to 3.
+        sigma_data: infinity is DPM-Solver-2S and -3S, and with tau = 1 SEEDS-2 and -3; 0 is DPM-Solver++(2S), (3S).
+        tau: stochasticity, at least 0.
+        solver_type: "midpoint", the published default, or "heun".
+        nodes: the r_j; by default 1/2, and 1/3 and 2/3. Or one such tuple a step.
+        lower_order_final: as `adjoint_jax.solvers.multistep.orders`; a tuple is DPM-Solver-fast's pattern. Only stages that a step has are evaluated.
+        inner: "exact", or "midpoint" for the second stage of order 3 as in diffusers.
+    Raises:
+        ValueError: for another order, splitting or rule, and for nodes that do not increase within (0, 1).
+    Reference: Lu et al., DPM-Solver (2022) and DPM-Solver++ (2022); Gonzalez et al., SEEDS (2023).
+
+        aj.sample(term, x_T, args, grid=ts, solver=aj.solvers.ExponentialStages(order=2, sigma_data=0.0))
+    """
+
+    splitting: Splitting
+    steps_back: int = eqx.field(static=True)
+    solver_type: str = eqx.field(static=True)
+    nodes: tuple = eqx.field(static=True)
+    lower_order_final: Any = eqx.field(static=True)
+    inner: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        order: int = 2,
+        sigma_data: Any = np.inf,
+        tau: float = 0.0,
+        solver_type: str = "midpoint",
+        nodes: tuple | None = None,
+        lower_order_final: Any = False,
+        inner: str = "exact",
+    ):
+        self.steps_back, self.splitting = checked_order(order, 3, "ExponentialStages"), Splitting(sigma_data, tau)
+        if solver_type not in ("midpoint", "heun") or inner not in ("exact", "midpoint"):
+            raise ValueError(f"solver_type is 'midpoint' or 'heun' and inner 'exact' or 'midpoint'; got {solver_type!r} and {inner!r}.")
+        self.solver_type, self.inner, self.lower_order_final = solver_type, inner, lower_order_final
+        self.nodes = NODES[order] if nodes is None else tuple(nodes)
+        for r in self.nodes if self.nodes and isinstance(self.nodes[0], tuple) else (self.nodes,):
+            if len(r) != order - 1 or not all(a < b for a, b in zip((0, *r), (*r, 1), strict=True)):
+                raise ValueError(f"nodes of order {order} are {order - 1} numbers that increase within (0, 1); got {r!r}.")
+
+    def order(self, terms: Any) -> int:
+        return self.steps_back
+
+    @property
+    def window(self) -> int:
+        return 1
+
+    @property
+    def pattern(self) -> Pattern:
+        s = self.steps_back
+        draws = [f"z{j}" for j in range(s)] if self.splitting.stochastic else []
+        stage = lambda j: ("x", *(f"F{i}" for i in range(j)), *draws[:j])  # noqa: E731
+        return Pattern(("x", *(stage(j) for j in range(1, s))), stage(s), {}, draws=len(draws))
+
+    def use(self, valid: Any, steps: int) -> Any:
+        """The order of each step and its nodes, `[steps, order]`."""
+        order, given = orders(steps, self.steps_back, self.lower_order_final), self.nodes
+        if not given or not isinstance(given[0], tuple):
+            given = [given if o == self.steps_back else (*NODES[o], *given[o - 1 :]) for o in order]
+        if len(given) != steps:
+            raise ValueError(f"One tuple of nodes a step: got {len(given)} for {steps} steps.")
+        return np.array([(o, *r) for o, r in zip(order, given, strict=True)], np.float64)
+
+    @broadcasting
+    def rows(self, process: AbstractProcess, prediction: str, nodes: Any, t_end: Any, valid: Any) -> Row:
+        xp, splitting, c, s = namespace(nodes), self.splitting, self.splitting.ndim, self.steps_back
+        t0 = nodes[..., 0]
+        if valid.dtype == bool:  # in diffeqsolve
+            valid = xp.asarray([s, *self.nodes], nodes.dtype)
+        start, end = level(process, t0), level(process, t_end)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            h = end.lam - start.lam
+            order = xp.where(xp.isfinite(h), valid[..., 0], 1)
+            h = xp.where(xp.isfinite(h), h, 0)
+            inner = [process.t_of_lam(xp.where(xp.isfinite(start.lam), start.lam, 0) + valid[..., j] * h) for j in range(1, s)]
+            times = xp.stack([t0 + 0 * h, *(xp.where(order > j, t, t0) for j, t in enumerate(inner, 1))], axis=-1)
+            at = [level(process, times[..., j]) for j in range(s)]
+            reads = [self._sum(process, times, at, j, at[j], xp.where(order > j, j, 0)) for j in range(1, s)]
+            x = self._sum(process, times, at, s, end, order)
+            fields = [output(splitting, prediction, level_j) for level_j in at]
+        of_x, of_p = (xp.stack([field[k] for field in fields], axis=-1 - c) for k in range(2))
+        active = xp.stack([order > j for j in range(s)], axis=-1)
+        return Row(times, of_x, of_p, (None, *reads), x, {}, active=active)
+
+    def _sum(self, process: AbstractProcess, times: Any, at: list, j: int, end: Any, order: Any) -> Any:
+        """The weights of x, of F_0 .. F_{j-1} and of the draws in the state at `end`, stage j or the end of a step of `order`."""
+        xp, splitting, c = namespace(times), self.splitting, self.splitting.ndim
+        last = j == self.steps_back
+        index = np.arange(j)
+        used = {1: index < 1, 2: index < 2, 3: index != 1 if self.solver_type == "midpoint" else index < 3}
+        stage_rule = "midpoint" if (self.solver_type == "midpoint" if last else self.inner == "midpoint") else "exact"
+        whole = splitting.step(at[0], end)
+        found = 0
+        for k in range(1, j + 1):
+            valid = xp.broadcast_to(xp.asarray(used[k]), (*times.shape[:-1], j))
+            step = Step.of(splitting, "lam", process, end, times[..., :j], valid)
+            rule = stage_rule if k == 2 else "exact"
+            found = found + xp.where((order == k).reshape(order.shape + (1,) * (1 + c)), weights(step, whole, rule), 0)
+        parts = [xp.expand_dims(splitting.scale(end) / splitting.scale(at[0]), -1 - c), found]
+        if splitting.stochastic:
+            visited = [*at[:j], end]
+            for k in range(j):
+                onto = xp.where(order > k + 1, 1, 0) if k + 1 < j else 0
+                beyond = [_either(onto, visited[k + 1], end)]
+                noise = splitting.noise(visited[k], beyond[0]) * splitting.scale(end) / splitting.scale(beyond[0])
+                parts.append(xp.expand_dims(xp.where((order > k).reshape(order.shape + (1,) * c), noise, 0), -1 - c))
+        return xp.concatenate(parts, axis=-1 - c)
+
+
+def _either(condition: Any, one: Any, two: Any) -> Any:
+    """Level `one` where the condition holds, else `two`."""
+    xp = namespace(one.lam)
+    return type(one)(*(xp.where(condition, a, b) for a, b in zip(one, two, strict=True)))
