@@ -49,7 +49,7 @@ def ays(
     nodes = steps if final == "append_zero" else steps + 1
     logs = np.log(LEVELS[family])
     ts = process.t_of_lam(-np.interp(np.linspace(0, len(logs) - 1, nodes), np.arange(len(logs)), logs))
-    ts = np.clip(ts, *(float(end) for end in process.range))
+    ts = np.clip(ts, float(process.range[0]), float(process.range[1]))
     ts[0] = ts[0] if t_start is None else float(t_start)
     ts[-1] = ts[-1] if t_end is None else float(t_end)
     if final == "sigma_min":

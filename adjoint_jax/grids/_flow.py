@@ -16,8 +16,7 @@ from ._base import Final, Grid, lay
 
 def shift_time(u: Any, shift: float) -> Any:
     """s of (1) for k = `shift`; `shift_time(s, 1 / shift)` is its inverse. The shift of a model trained with dynamic shifting is k = exp(mu)."""
-    if not shift > 0:
-        raise ValueError(f"A shift must be a positive number; got {shift}.")
+    _positive(shift)
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -45,6 +44,7 @@ def shifted(
     Example:
         ts = aj.grids.shifted(aj.FlowMatching(), 28, shift=3.0)
     """
+    _positive(shift)
     if terminal is not None and not 0 < terminal < 1:
         raise ValueError(f"terminal is a flow time between 0 and 1; got {terminal}.")
 
@@ -58,6 +58,11 @@ def shifted(
         return np.append(_of_flow_time(process, stretched), s[len(kept) :])
 
     return lay(process, steps, t_start, t_end, final, between)
+
+
+def _positive(shift: float) -> None:
+    if not 0 < shift < np.inf:
+        raise ValueError(f"A shift must be a positive number; got {shift}.")
 
 
 def _flow_time(process: AbstractProcess, t: float) -> float:

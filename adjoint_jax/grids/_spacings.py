@@ -81,7 +81,7 @@ def beta(
     b: float = 0.6,
 ) -> Grid:
     """sigma/alpha at the quantiles of a Beta(a, b) distribution laid between its ends, the quantiles uniform: finer at both ends for a, b < 1."""
-    from scipy.special import betaincinv  # not needed by any other grid
+    from scipy.special import betaincinv  # comes with JAX; slow to import, and no other grid needs it
 
     def between(start: float, end: float, n: int) -> np.ndarray:
         high, low = np.exp(-np.array([process.lam(start), process.lam(end)]))
@@ -128,10 +128,10 @@ def vp(
         at_lam(process, lams, start, end)  # refuses infinite ends
         other = VPLinear(beta_min, beta_max)
         if fit is not None:
-            first, last = np.logaddexp(0, -2 * lams)  # (1) at u = 1 and at u = fit
-            slope = 2 * (last / fit - first) / (fit - 1)
-            other = VPLinear(first - slope / 2, first + slope / 2)
-        u = warped(*other.t_of_lam(lams), n, rho)
-        return at_lam(process, other.lam(u), start, end)
+            at_one, at_fit = np.logaddexp(0, -2 * lams)  # (1)
+            slope = 2 * (at_fit / fit - at_one) / (fit - 1)
+            other = VPLinear(at_one - slope / 2, at_one + slope / 2)
+        first, last = other.t_of_lam(lams)
+        return at_lam(process, other.lam(warped(first, last, n, rho)), start, end)
 
     return lay(process, steps, t_start, t_end, final, between)

@@ -86,8 +86,8 @@ def model_times(
         steps, known = _table(process, between, "model_times")
         levels = _level(process, ts, between)
         if single and between == "log_sigma":  # the table's logarithm is taken in float32, that of a level in float64
-            known, levels = (np.float32(np.exp(values)) for values in (known, levels))
-            known, levels = np.log(known), np.log(np.float64(levels))
+            known, levels = (np.log(np.float64(np.float32(np.exp(values)))) for values in (known, levels))
+            known = np.float32(known)
         times = np.interp(levels, known, steps)
     return {None: np.asarray, "round": np.round, "truncate": np.trunc}[rounding](times)
 

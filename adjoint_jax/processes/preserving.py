@@ -112,8 +112,8 @@ def zero_terminal_snr(alphas_cumprod: ArrayLike, floor: float = ABAR_FLOOR) -> n
 
     Args:
         alphas_cumprod: abar of DDPM, `[T]`, decreasing.
-        floor: the last abar instead of 0, or a quarter of the one before it where that is less: a table of `VPDiscrete` must decrease and stay
-            above 0. Only predictions "v" and "x0" are defined there.
+        floor: the last abar instead of 0, for a table of `VPDiscrete` must stay above it; a quarter of the one before where the floor is not
+            below that, as for the linear schedule. Only the predictions "v" and "x0" are of use at so small an alpha.
     Reference:
         Lin et al. 2023, alg. 1.
     Example:
@@ -121,7 +121,8 @@ def zero_terminal_snr(alphas_cumprod: ArrayLike, floor: float = ABAR_FLOOR) -> n
     """
     root = np.sqrt(np.asarray(alphas_cumprod, np.float64))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    return np.append(root[:-1] ** 2, min(floor, root[-2] ** 2 / 4))
+    before = root[-2] ** 2
+    return np.append(root[:-1] ** 2, floor if floor < before else before / 4)
 
 
 class VPDiscrete(AbstractVP):

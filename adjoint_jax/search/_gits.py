@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 
-def cheapest_nodes(cost: Float[np.ndarray, "nodes nodes"], steps: int, *, coefficient: float = 1.15) -> Int[np.ndarray, " times"]:
+def cheapest_nodes(cost: Float[np.ndarray, "nodes _"], steps: int, *, coefficient: float = 1.15) -> Int[np.ndarray, " times"]:
     """The `steps + 1` indices, from 0 to the last, of least cost (1); of equally cheap ones the first.
 
     Args:
