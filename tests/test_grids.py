@@ -129,6 +129,16 @@ def test_trailing_and_leading_count_training_steps():
         aj.grids.trailing(aj.VPLinear(), 5)
 
 
+def test_halves_fall_as_they_do_in_numpy():
+    """For many numbers of steps a stride ends at a half but for rounding error, and the order of operations decides."""
+    for steps in range(2, 150):
+        ascending = np.linspace(0, 999, steps + 1).round()[::-1]
+        np.testing.assert_array_equal(aj.grids.linspace(SD, steps, final="replace_by_zero")[:-1], ascending[:-1])
+        np.testing.assert_array_equal(aj.grids.linspace(SD, steps)[:-1], np.linspace(0, 999, steps).round()[::-1])
+        np.testing.assert_array_equal(aj.grids.trailing(SD, steps)[:-1], np.arange(1000, 0, -1000 / steps).round()[:steps] - 1)
+    assert len(np.arange(1000, 0, -1000 / 61)) == 62  # the reference then takes a 62nd step, at t = -1
+
+
 def test_model_times():
     ts = aj.grids.karras(SD, 6)
     told = aj.grids.model_times(SD, ts)

@@ -1,8 +1,8 @@
 """Grids of training steps for `VPDiscrete`, and the times that references hand a network trained on them.
 
 Nodes are training steps, from t_start down to 0, whole by the rule of each reference. `final` says how they end (`_base`):
-`sigma_min` at t = 0, `append_zero` at the clean end t = -1 behind t = 0, `replace_by_zero` at t = -1 in place of it. The latter is the
-rule of diffusers' DPM-Solver, DEIS and UniPC, the one before that of its DDIM, Euler and Heun. Where a t_end is given, the last time is that.
+`sigma_min` at t = 0, `append_zero` at the clean end t = -1 behind t = 0, `replace_by_zero` at t = -1 in place of it. The first is the
+rule of diffusers' DEIS, the second of its DDIM, Euler and Heun, the third of its DPM-Solver and UniPC. Where a t_end is given, the last time is that.
 
 A process here has log alpha linear between training steps. diffusers has sigma/alpha linear from time to level, and log(sigma/alpha) linear from
 level to time (`between`); the two are no inverses of each other, and differ from ours between the steps only:
@@ -25,7 +25,8 @@ def linspace(process: AbstractProcess, steps: int, *, t_start: float | None = No
     """Whole training steps nearest to even spacing from t_start to 0, halves to the even one (diffusers' "linspace")."""
     start = _start(process, "linspace", steps, t_start)
     nodes = _nodes(steps, final)
-    return _finish(process, np.round(np.linspace(start, 0, nodes)), t_end, final)
+    # Upwards and turned round, as there: at a half, rounding error decides.
+    return _finish(process, np.round(np.linspace(0, start, nodes))[::-1] if nodes > 1 else np.array([start]), t_end, final)
 
 
 def leading(
@@ -48,7 +49,8 @@ def trailing(process: AbstractProcess, steps: int, *, t_start: float | None = No
     """Training steps counted back from t_start in equal strides, which end at t = -1 (diffusers' "trailing")."""
     start = _start(process, "trailing", steps, t_start)
     known_final(final)
-    ts = np.round(np.linspace(start + 1, 0, steps, endpoint=False)) - 1
+    # arange as there, for the same halves; for 61 and other numbers of steps it makes one node too many, at t = -1, which is left out here.
+    ts = np.round(np.arange(start + 1, 0, -(start + 1) / steps))[:steps] - 1
     return check(process, np.append(ts, _last(t_end, final)))
 
 
