@@ -39,7 +39,7 @@ ADJOINTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "published": (partial(AdjointDEIS, order=2, sigma_data=np.inf, published=True), ("steps", "order")),
 }
 METRICS: dict[str, tuple[str, ...]] = {"classifier": ("target", "classifier"), "image": ("target_image",)}
-GRIDS = ("uniform", "quadratic", "log_snr", "karras", "edm", "angle", "trailing", "leading")
+GRIDS = ("uniform", "quadratic", "log_snr", "karras", "edm", "beta", "vp", "angle", "shifted", "linspace", "trailing", "leading")
 DRIVES = {"noise": ("x_T",), "embedding": ("embedding",), "both": ("x_T", "embedding")}
 OPTIMISERS = ("adam", "adabelief", "adagrad", "adamax", "amsgrad", "lion", "nadam", "radam", "rmsprop", "sgd", "sign_sgd", "yogi")
 

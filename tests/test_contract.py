@@ -44,6 +44,10 @@ SIGNATURES = {
     "DiscreteAdjoint": "(keep=0, unroll=1)",
     "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode='PECE', published=False, unroll=1)",
 }
+GRIDS = (
+    "uniform", "power", "quadratic", "log_snr", "exponential", "lu", "polyexponential", "karras", "edm", "beta", "vp", "angle", "shifted", "ays",
+    "linspace", "leading", "trailing",
+)  # fmt: skip
 LATER = {
     "sde_terms", "Paired", "EDMHeun", "BDIA", "Rex", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
     "from_scheduler_config", "search_schedule",
@@ -75,6 +79,14 @@ def test_every_public_name_is_documented(name):
     assert len(inspect.getdoc(getattr(aj, name)) or "") > 60
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_are_called_alike(name):
+    parameters = inspect.signature(getattr(aj.grids, name)).parameters
+    assert list(parameters)[:4] == ["process", "steps", "t_start", "t_end"]
+    assert all(parameters[option].kind is inspect.Parameter.KEYWORD_ONLY for option in list(parameters)[2:])
+    assert inspect.getdoc(getattr(aj.grids, name))
+
+
 def test_they_are_diffrax_objects():
     assert aj.DirectAdjoint is diffrax.DirectAdjoint
     for name in ("DDIM", "DEIS", "DPMSolverPP", "Exponential", "ExponentialRK"):
@@ -89,7 +101,7 @@ def test_import_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-LAYERS = ("_types", "_numerics", "processes", "grids", "splitting", "networks", "terms", "solvers", "adjoints", "sample", "audit")
+LAYERS = ("_types", "_numerics", "processes", "grids", "splitting", "networks", "terms", "solvers", "adjoints", "sample", "search", "audit")
 APART = ("models", "checkpoints")
 
 

@@ -5,7 +5,7 @@ The discrete schedulers of diffusers share the betas of DDPM, beta_i for i = 0 .
     linear             beta_i from beta_start to beta_end, evenly
     scaled_linear      sqrt(beta_i) evenly
     squaredcos_cap_v2  beta_i = min(1 - f((i+1)/T) / f(i/T), 0.999),  f(s) = cos^2((s + 0.008) / 1.008 * pi/2)          (Nichol & Dhariwal 2021)
-    zero terminal SNR  sqrt(abar) <- (sqrt(abar) - sqrt(abar_T)) sqrt(abar_0) / (sqrt(abar_0) - sqrt(abar_T))            (Lin et al. 2023, alg. 1)
+    zero terminal SNR  `grids.zero_terminal_snr`
 
 Everything is float64 here and float32 there, so that the two agree to about 1e-6.
 """
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from ..processes import zero_terminal_snr
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
@@ -29,8 +31,6 @@ DEFAULTS = {
     **dict.fromkeys(("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"), _LDM),
     **dict.fromkeys(("LCMScheduler", "TCDScheduler"), _LCM),
 }
-# abar at the end of a zero-terminal-SNR schedule: diffusers' multistep and Euler schedulers keep log(abar) finite so, its DDIM keeps the zero.
-ABAR_FLOOR = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,7 @@ def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
     if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
         raise ValueError(f"The scheduler's betas must be two numbers or more, all between 0 and 1; got {np.array2string(betas, threshold=8)}.")
     abar = np.cumprod(1 - betas)
-    return _zero_terminal_snr(abar) if config.get("rescale_betas_zero_snr") else abar
-
-
-def _zero_terminal_snr(abar: np.ndarray) -> np.ndarray:
-    root = np.sqrt(abar)
-    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    # The floor lies above the step before it where the betas end high (the linear schedule); a table of abar must decrease.
-    return np.append(root[:-1] ** 2, min(ABAR_FLOOR, root[-2] ** 2 / 4))
+    return zero_terminal_snr(abar) if config.get("rescale_betas_zero_snr") else abar
 
 
 def process_from_config(config: Mapping[str, Any]) -> tuple[Any, str]:

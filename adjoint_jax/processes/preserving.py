@@ -103,6 +103,28 @@ class VPCosine(AbstractVP):
         return turn * (1 + self.s) * (2 / np.pi)
 
 
+ABAR_FLOOR = 2.0**-24
+"""abar at the end of a zero-terminal-SNR table: keeps log(abar) finite (diffusers' multistep and Euler schedulers; its DDIM keeps the zero)."""
+
+
+def zero_terminal_snr(alphas_cumprod: ArrayLike, floor: float = ABAR_FLOOR) -> np.ndarray:
+    """A table whose last step is pure noise: sqrt(abar) <- (sqrt(abar) - sqrt(abar_T)) sqrt(abar_0) / (sqrt(abar_0) - sqrt(abar_T)).
+
+    Args:
+        alphas_cumprod: abar of DDPM, `[T]`, decreasing.
+        floor: the last abar instead of 0, for a table of `VPDiscrete` must stay above it; a quarter of the one before where the floor is not
+            below that, as for the linear schedule. Only the predictions "v" and "x0" are of use at so small an alpha.
+    Reference:
+        Lin et al. 2023, alg. 1.
+    Example:
+        process = aj.VPDiscrete(aj.grids.zero_terminal_snr(alphas_cumprod))
+    """
+    root = np.sqrt(np.asarray(alphas_cumprod, np.float64))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    before = root[-2] ** 2
+    return np.append(root[:-1] ** 2, floor if floor < before else before / 4)
+
+
 class VPDiscrete(AbstractVP):
     """A trained table: t is the training step as a float in [0, T-1], log alpha linear between steps; t = -1 is the clean end, alpha = 1.
 

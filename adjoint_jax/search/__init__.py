@@ -1,0 +1,3 @@
+"""Schedules found by search."""
+
+from ._gits import cheapest_nodes as cheapest_nodes
