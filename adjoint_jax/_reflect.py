@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ._numerics import is_concrete
+from ._numerics import floating, is_concrete
 from ._types import State
 
 
@@ -30,7 +30,7 @@ def reflect(x: State, low: Any = -1.0, high: Any = 1.0) -> State:
     """
     if is_concrete(low, high) and not np.all(np.asarray(low) < np.asarray(high)):
         raise ValueError(f"A box needs low < high; got low={low}, high={high}.")
-    low, high = jnp.asarray(low, x.dtype), jnp.asarray(high, x.dtype)
+    low, high = floating(low, x), floating(high, x)
     y = jnp.mod(x - low, 2 * (high - low))
     folded = low + jnp.where(y <= high - low, y, 2 * (high - low) - y)  # (1)
     # Subtracting and adding `low` rounds, and so may leave the box by an ulp.

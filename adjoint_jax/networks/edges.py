@@ -13,12 +13,12 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._numerics import is_concrete
+from .._numerics import floating, is_concrete, namespace
 from .._types import Args, Network, State
 from ..processes import AbstractProcess
 from ..splitting import level
 from ._predictions import conversions, known
-from ._wrapping import as_pytree, predict, sample_axes
+from ._wrapping import as_pytree, hosted, per_sample, predict, samples, unhosted
 
 
 class _Clean(eqx.Module):
@@ -30,8 +30,18 @@ class _Clean(eqx.Module):
     correct: Any
 
     def __call__(self, x: State, t: Any, args: Args) -> State:
-        x0, _ = conversions(self.prediction, level(self.process, jnp.asarray(t, x.dtype)))
+        x0, _ = conversions(self.prediction, level(unhosted(self.process), floating(t, x)))
         return self.correct(x0.of_x * x + x0.of_p * predict(self.network, x, t, args))
+
+
+def _quantile(values: Any, ratio: Any) -> Any:
+    """Of each row `[B, n]`, linear between order statistics. `jnp.quantile` would do but for its float64 constant (a NaN) where x64 is on."""
+    ordered, last = jnp.sort(values, axis=1), values.shape[1] - 1
+    position = last * (np.asarray(ratio, np.float64) if is_concrete(ratio) else ratio)
+    xp = namespace(position)
+    below = xp.clip(xp.floor(position), 0, max(last - 1, 0))
+    low, high = (jnp.take(ordered, (below + k).astype(np.int32), axis=1) for k in (0, 1))
+    return low + floating(position - below, values) * (high - low)
 
 
 class _Clip(eqx.Module):
@@ -39,7 +49,7 @@ class _Clip(eqx.Module):
     high: Any
 
     def __call__(self, x0: State) -> State:
-        return jnp.clip(x0, jnp.asarray(self.low, x0.dtype), jnp.asarray(self.high, x0.dtype))  # (1)
+        return jnp.clip(x0, floating(self.low, x0), floating(self.high, x0))  # (1)
 
 
 class _Threshold(eqx.Module):
@@ -48,9 +58,8 @@ class _Threshold(eqx.Module):
     high: Any
 
     def __call__(self, x0: State) -> State:
-        axes = sample_axes(x0, "aj.networks.threshold")
-        ratio, low, high = (jnp.asarray(value, x0.dtype) for value in (self.ratio, self.low, self.high))
-        s = jnp.clip(jnp.quantile(jnp.abs(x0), ratio, axis=axes, keepdims=True), low, high)
+        largest = _quantile(jnp.abs(samples(x0, "aj.networks.threshold")), self.ratio)
+        s = per_sample(jnp.clip(largest, floating(self.low, x0), floating(self.high, x0)), x0)
         return jnp.clip(x0, -s, s) / s  # (2)
 
 
@@ -69,7 +78,7 @@ def clip(network: Network, process: AbstractProcess, prediction: str, low: Any =
     """
     if is_concrete(low, high) and not np.all(np.asarray(low) < np.asarray(high)):
         raise ValueError(f"The range of the data needs low < high; got low={low}, high={high}.")
-    return _Clean(as_pytree(network), process, known(prediction), _Clip(low, high))
+    return _Clean(as_pytree(network), hosted(process), known(prediction), _Clip(low, high))
 
 
 def threshold(network: Network, process: AbstractProcess, prediction: str, ratio: Any = 0.995, low: Any = 1.0, high: Any = np.inf) -> Network:
@@ -93,4 +102,4 @@ def threshold(network: Network, process: AbstractProcess, prediction: str, ratio
     """
     if is_concrete(ratio) and not 0 <= float(ratio) <= 1:
         raise ValueError(f"ratio is the share of values that are not clipped, between 0 and 1; got {ratio}.")
-    return _Clean(as_pytree(network), process, known(prediction), _Threshold(ratio, low, high))
+    return _Clean(as_pytree(network), hosted(process), known(prediction), _Threshold(ratio, low, high))

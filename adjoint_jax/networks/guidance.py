@@ -20,12 +20,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._numerics import is_concrete
+from .._numerics import floating, is_concrete
 from .._types import Args, Network, State
 from ..processes import AbstractProcess
 from ..splitting import level
 from ._predictions import known, target
-from ._wrapping import as_pytree, per_sample, predict, sample_axes
+from ._wrapping import as_pytree, hosted, per_sample, predict, samples, unhosted
 
 
 class _Guided(eqx.Module):
@@ -47,18 +47,22 @@ class _Guided(eqx.Module):
 
         if self.interval is None:
             return guided(conditional)
-        now, low, high = (jnp.asarray(value, x.dtype) for value in (t, *self.interval))
+        now, low, high = (floating(value, x) for value in (t, *self.interval))
         return jax.lax.cond((low <= now) & (now <= high), guided, lambda conditional: conditional, conditional)  # (3)
 
 
 def _rescaled(guided: State, conditional: State, phi: Any) -> State:
     """(2). A sample without spread stays as it is; both square roots are kept off zero, where they have no derivative."""
-    axes = sample_axes(guided, "aj.cfg(rescale=...)")
     one = jnp.ones((), guided.dtype)
-    wanted, found = (jnp.var(p, axis=axes, keepdims=True, ddof=1) for p in (conditional, guided))
+    wanted, found = (_variance(samples(p, "aj.cfg(rescale=...)")) for p in (conditional, guided))
     ratio = jnp.sqrt(jnp.where(wanted > 0, wanted, one) / jnp.where(found > 0, found, one))
     ratio = jnp.where(found > 0, jnp.where(wanted > 0, ratio, 0), one)
-    return guided * (1 + per_sample(phi, guided) * (ratio - 1))
+    return guided * (1 + per_sample(phi, guided) * (per_sample(ratio, guided) - 1))
+
+
+def _variance(p: Any) -> Any:
+    """Of each row, n - 1 in the denominator. `jnp.var` would do but for its float64 constant (a NaN) where x64 is on."""
+    return jnp.sum((p - jnp.mean(p, axis=1, keepdims=True)) ** 2, axis=1) / (p.shape[1] - 1)
 
 
 def cfg(network: Network, scale: Any, rescale: Any = 0.0, interval: Any = None) -> Network:
@@ -95,7 +99,7 @@ class _ClassifierGuided(eqx.Module):
 
     def __call__(self, x: State, t: Any, args: Args) -> State:
         gradient = jax.grad(lambda x: jnp.sum(self.log_prob(x, t, args)))(x)
-        at = level(self.process, jnp.asarray(t, x.dtype))
+        at = level(unhosted(self.process), floating(t, x))
         weight = target(self.prediction, at, at.sigma**2 / at.alpha, -at.sigma)  # (4)
         return predict(self.network, x, t, args) + per_sample(self.scale, x) * weight * gradient
 
@@ -119,4 +123,4 @@ def classifier_guidance(network: Network, log_prob: Network, process: AbstractPr
         guided = aj.networks.classifier_guidance(network, log_prob, process, "eps", scale=2.0)
         x_0 = aj.sample(aj.DiffusionTerm(guided, process, "eps"), x_T, {"params": params, "classifier": weights}, grid=ts)
     """
-    return _ClassifierGuided(as_pytree(network), as_pytree(log_prob), process, known(prediction), scale)
+    return _ClassifierGuided(as_pytree(network), as_pytree(log_prob), hosted(process), known(prediction), scale)

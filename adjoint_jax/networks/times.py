@@ -8,6 +8,8 @@ Rounding, in a unit in which the network counts, say 1000 for training steps of 
 
     f(t) = r(unit t) / unit                                                                                         (2)
 
+Tables given as numpy arrays or lists are constants of the program, those given as JAX arrays are its arguments.
+
 Both are constant in pieces: the state and the weights of the solver keep their own noise level, the gradient in t through the network is zero
 (outside of the shared times of (1), where it is that of the network), and jumps have none.
 """
@@ -19,9 +21,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from .._numerics import is_concrete
+from .._numerics import floating, is_concrete
 from .._types import Args, Network, State
-from ._wrapping import as_pytree
+from ._wrapping import as_pytree, hosted, unhosted
 
 
 class _Retimed(eqx.Module):
@@ -29,14 +31,14 @@ class _Retimed(eqx.Module):
     time: Any
 
     def __call__(self, x: State, t: Any, args: Args) -> State:
-        return self.network(x, self.time(jnp.asarray(t, x.dtype)), args)
+        return self.network(x, self.time(floating(t, x)), args)
 
 
 class _Shared(eqx.Module):
     boundaries: Any
 
     def __call__(self, t: Any) -> Any:
-        starts = jnp.asarray(self.boundaries, t.dtype)
+        starts = floating(unhosted(self.boundaries), t)
         shared = starts[jnp.clip(jnp.searchsorted(starts, t, side="right") - 1, 0, len(starts) - 1)]
         return jnp.where(t < starts[-1], shared, t)  # (1)
 
@@ -67,7 +69,7 @@ def time_sharing(network: Network, boundaries: Any, intervals: int = 1) -> Netwo
         boundaries = np.asarray(boundaries, np.float64)
     if is_concrete(boundaries) and (np.ndim(boundaries) != 1 or len(boundaries) < 2 or not np.all(np.diff(np.asarray(boundaries, np.float64)) > 0)):
         raise ValueError(f"boundaries must be at least two increasing times; got {boundaries}.")
-    return _Retimed(as_pytree(network), _Shared(boundaries))
+    return _Retimed(as_pytree(network), _Shared(hosted(boundaries)))
 
 
 def nearest(t: Any) -> Any:
@@ -85,7 +87,7 @@ class _Rule(eqx.Module):
     unit: Any
 
     def __call__(self, t: Any) -> Any:
-        unit = jnp.asarray(self.unit, t.dtype)
+        unit = floating(self.unit, t)
         return self.rule(unit * t) / unit  # (2)
 
 
@@ -94,7 +96,7 @@ class _Table(eqx.Module):
     given: Any
 
     def __call__(self, t: Any) -> Any:
-        times, given = jnp.asarray(self.times, t.dtype), jnp.asarray(self.given, t.dtype)
+        times, given = (floating(value, t) for value in unhosted((self.times, self.given)))
         return given[jnp.argmin(jnp.abs(times - t))]
 
 
@@ -128,4 +130,4 @@ def rounded_times(network: Network, rule: Any = "nearest", unit: Any = 1.0) -> N
     times, given = (value if hasattr(value, "dtype") else np.asarray(value, np.float64) for value in rule)
     if np.ndim(times) != 1 or np.shape(times) != np.shape(given) or not len(times):
         raise ValueError(f"A look-up needs two vectors of equal length, (times, given); got shapes {np.shape(times)} and {np.shape(given)}.")
-    return _Retimed(as_pytree(network), _Table(times, given))
+    return _Retimed(as_pytree(network), _Table(*hosted((times, given))))
