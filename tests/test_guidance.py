@@ -26,7 +26,7 @@ X = jax.random.normal(jax.random.key(0), (3, 4, 2))
 def network(x, t, args):
     """Conditioned on a vector; every sample sees all of its own entries."""
     hidden = jnp.tanh(x @ args["params"] + args["cond"][:, None, :] * jnp.cos(jnp.asarray(t, x.dtype)))
-    return 0.5 * hidden + 0.3 * jnp.mean(x, axis=1, keepdims=True) ** 2
+    return 0.5 * hidden + 0.3 * jnp.sin(jnp.mean(x, axis=1, keepdims=True))
 
 
 def inputs(dtype=jnp.float64):
@@ -210,6 +210,39 @@ def test_the_interval_is_an_array_like_any_other():
     assert run._cache_size() == 1
 
 
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_the_interval_in_shard_map(check_vma):
+    """Each device has its own samples and scales; both branches of the condition vary alike."""
+    keys = jax.random.split(jax.random.key(2), 2)
+    x, cond, scale = jax.random.normal(keys[0], (4, 4, 2)), jax.random.normal(keys[1], (4, 2)), jnp.linspace(1.0, 4.0, 4)
+    params = inputs()[1]["params"]
+
+    def objective(x, cond, scale):
+        args = {"params": params, "cond": cond, "uncond": jnp.zeros_like(cond)}
+        term = aj.DiffusionTerm(aj.cfg(network, scale, rescale=0.5, interval=(0.3, 0.6)), LINEAR)
+        return jnp.sum(jnp.sin(aj.sample(term, x, args, grid=GRID)))
+
+    gradient, batch = jax.grad(objective, argnums=(0, 1, 2)), jax.sharding.PartitionSpec("batch")
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    found = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=batch, out_specs=batch, check_vma=check_vma))(x, cond, scale)
+    for one, other in zip(found, jax.jit(gradient)(x, cond, scale), strict=True):
+        assert relative(one, other) < 1e-12
+
+
+def test_a_bfloat16_network_is_guided_in_its_dtype():
+    """And the state stays float32."""
+    x, args, _ = inputs(jnp.float32)
+
+    def half(x, t, args):
+        return network(x, t, args).astype(jnp.bfloat16)
+
+    term = aj.DiffusionTerm(aj.cfg(half, jnp.full(3, 2.0, jnp.float32), rescale=0.7, interval=(0.3, 0.6)), LINEAR)
+    found = aj.sample(term, x, args, grid=GRID)
+    assert found.dtype == jnp.float32
+    exact = aj.sample(aj.DiffusionTerm(aj.cfg(network, 2.0, rescale=0.7, interval=(0.3, 0.6)), LINEAR), x, args, grid=GRID)
+    assert 1e-6 < relative(found, exact) < 3e-2
+
+
 # --- guidance by a classifier ---
 
 
@@ -350,6 +383,8 @@ def test_time_sharing_gives_the_left_ends():
         lambda net: aj.networks.time_sharing(net, jnp.linspace(0, 100.0, 6)),
     ):
         np.testing.assert_allclose(time_given(wrap, t), expected, rtol=1e-15)
+    exact = time_given(lambda net: aj.networks.time_sharing(net, 100.0, intervals=5), np.arange(0.0, 101.0, 20.0))
+    np.testing.assert_array_equal(exact, np.arange(0.0, 101.0, 20.0))
     uneven = time_given(lambda net: aj.networks.time_sharing(net, [0.1, 0.4, 2.0]), [0.0, 0.3, 0.4, 1.9, 2.0])
     np.testing.assert_allclose(uneven, [0.1, 0.1, 0.4, 0.4, 2.0])
 

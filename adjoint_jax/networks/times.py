@@ -64,7 +64,7 @@ def time_sharing(network: Network, boundaries: Any, intervals: int = 1) -> Netwo
     if np.ndim(boundaries) == 0:
         if intervals < 1:
             raise ValueError(f"Time sharing needs at least one sub-interval; got intervals={intervals}.")
-        boundaries = jnp.linspace(0, boundaries, intervals + 1) if not is_concrete(boundaries) else np.linspace(0.0, float(boundaries), intervals + 1)
+        boundaries = boundaries * floating(np.arange(intervals + 1), boundaries) / intervals
     if not hasattr(boundaries, "dtype"):
         boundaries = np.asarray(boundaries, np.float64)
     if is_concrete(boundaries) and (np.ndim(boundaries) != 1 or len(boundaries) < 2 or not np.all(np.diff(np.asarray(boundaries, np.float64)) > 0)):
