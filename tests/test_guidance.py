@@ -47,7 +47,7 @@ WRAPPED = {  # name: (network of a scale, prediction)
     "rescale by an array": (lambda scale: aj.cfg(network, 2.0, rescale=0.2 * scale), "eps"),
     "interval": (lambda scale: aj.cfg(network, scale, rescale=0.3, interval=(0.3, 0.6)), "v"),
     "classifier": (lambda scale: aj.networks.classifier_guidance(network, log_prob, LINEAR, "eps", scale), "eps"),
-    "clip": (lambda scale: aj.networks.clip(aj.cfg(network, scale), LINEAR, "eps"), "x0"),
+    "clip": (lambda scale: aj.networks.clip(aj.cfg(network, scale), LINEAR, "eps", -2.0, 3.0), "x0"),
     "threshold": (lambda scale: aj.networks.threshold(aj.cfg(network, scale), LINEAR, "eps", ratio=0.8), "x0"),
     "threshold by a table": (lambda scale: aj.networks.threshold(aj.cfg(network, 2.0), DISCRETE, "v", ratio=0.2 * scale[0], low=0.1), "x0"),
     "time sharing": (lambda scale: aj.networks.time_sharing(aj.cfg(network, scale), SHARED_TIMES), "eps"),
