@@ -50,7 +50,8 @@ def namespace(*values: Any) -> ModuleType:
 def floating(value: Any, like: Any) -> Any:
     """`value` in float64 on the host, or as an array of the dtype of `like` in the graph."""
     if isinstance(like, jax.Array):
-        return jnp.asarray(value, like.dtype)
+        # A table of the host is cast there: in the graph it would be a float64 constant, which a TPU does not have.
+        return jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value, like.dtype), like.dtype)
     return np.asarray(value, np.float64)
 
 

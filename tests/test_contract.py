@@ -19,7 +19,7 @@ SIGNATURES = {
     "invert": "(term, x_0, args=None, *, grid, solver=None, adjoint=None, save=False)",
     "audit": "(loss, term, x_T, args=None, *, grid, solver=None, adjoints, wrt=('x_T', 'args'))",
     "load": "(path=None, *, dtype=<class 'jax.numpy.float32'>)",
-    "cfg": "(network, scale)",
+    "cfg": "(network, scale, rescale=0.0, interval=None)",
     "linen": "(module)",
     "nnx": "(module)",
     "equinox": "(module)",
@@ -48,6 +48,14 @@ GRIDS = (
     "uniform", "power", "quadratic", "log_snr", "exponential", "lu", "polyexponential", "karras", "edm", "beta", "vp", "angle", "shifted", "ays",
     "linspace", "leading", "trailing",
 )  # fmt: skip
+NETWORKS = {
+    "classifier_guidance": "(network, log_prob, process, prediction='eps', scale=1.0)",
+    "clip": "(network, process, prediction, low=-1.0, high=1.0)",
+    "threshold": "(network, process, prediction, ratio=0.995, low=1.0, high=inf)",
+    "time_sharing": "(network, boundaries, intervals=1)",
+    "rounded_times": "(network, rule='nearest', unit=1.0)",
+    "edm_precondition": "(network, sigma_data=0.5)",
+}
 LATER = {
     "sde_terms", "Paired", "EDMHeun", "BDIA", "Rex", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
     "from_scheduler_config", "search_schedule",
@@ -63,6 +71,13 @@ def bare(signature):
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signature(name):
     assert bare(inspect.signature(getattr(aj, name))) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_signature_of_networks(name):
+    function = getattr(aj.networks, name)
+    assert bare(inspect.signature(function)) == NETWORKS[name]
+    assert len(inspect.getdoc(function) or "") > 60
 
 
 def test_the_public_names_are_the_contract():
@@ -101,7 +116,7 @@ def test_import_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-LAYERS = ("_types", "_numerics", "processes", "grids", "splitting", "networks", "terms", "solvers", "adjoints", "sample", "search", "audit")
+LAYERS = ("_types", "_numerics", "_reflect", "processes", "grids", "splitting", "networks", "terms", "solvers", "adjoints", "sample", "search", "audit")
 APART = ("models", "checkpoints")
 
 
