@@ -116,7 +116,9 @@ def test_import_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-LAYERS = ("_types", "_numerics", "_reflect", "processes", "grids", "splitting", "networks", "terms", "solvers", "adjoints", "sample", "search", "audit")
+LAYERS = (
+    "_types", "_numerics", "_reflect", "processes", "grids", "splitting", "networks", "terms", "solvers", "adjoints", "sample", "search", "audit",
+)  # fmt: skip
 APART = ("models", "checkpoints")
 
 
