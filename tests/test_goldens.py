@@ -97,26 +97,25 @@ def pull(computation: Any, target: Any) -> tuple[Any, Any]:
     return x_0, transpose(x_0 - target)
 
 
-def one_after_another(term: Any, x: Any, args: Any, run: Run, target: Any) -> tuple[Any, Any]:
-    """The same for a chain of samples."""
-
-    def chain(x: Any) -> Any:
-        for grid in run.grid:
-            x = aj.sample(term, x, args, grid=grid, solver=run.solver)
-        return x
-
-    x_0, transpose = jax.vjp(chain, x)
-    return x_0, (*transpose(x_0 - target), None)
+def chained(parts: list[Any], x: Any, target: Any) -> tuple[Any, Any]:
+    """The same for samples taken one after the other: the cotangent of each is what `pull` sees as its distance to a target."""
+    states = [x]
+    for part in parts:
+        states.append(pull(eqx.tree_at(lambda c: c.x, part, states[-1]), target)[0])
+    cotangent = states[-1] - target
+    for part, start, end in zip(parts[::-1], states[-2::-1], states[:0:-1], strict=True):
+        cotangent = pull(eqx.tree_at(lambda c: c.x, part, start), end - cotangent)[1][0]
+    return states[-1], (cotangent, None)
 
 
 def distances(case: Case, run: Run) -> dict[str, float]:
     """How far x_0 and the gradients are from the published ones."""
     x, target, args = jnp.asarray(case.array("xT")) * run.scale, jnp.asarray(case.array("target")), arguments(case.model)
     term = aj.DiffusionTerm(run.network, run.process, run.prediction)
-    if run.pieces:
-        x_0, (in_x, in_params) = one_after_another(term, x, args, run, target)
-    else:
-        x_0, (in_x, in_params) = pull(prepare(term, x, args, run.grid, run.solver, None, run.noise, False, reverse=run.reverse), target)
+    parts = [
+        prepare(term, x, args, grid, run.solver, None, run.noise, False, reverse=run.reverse) for grid in (run.grid if run.pieces else [run.grid])
+    ]
+    x_0, (in_x, in_params) = chained(parts, x, target) if run.pieces else pull(parts[0], target)
     found = {"x0": relative(x_0, case.array("x0")), "grad_xT": relative(in_x * run.scale, case.array("grad_xT"))}
     if in_params is not None and case.has("grad_theta"):
         found["grad_theta"] = relative(jnp.concatenate([in_params[name].ravel() for name in NET]), case.array("grad_theta"))
