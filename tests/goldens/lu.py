@@ -1,0 +1,104 @@
+"""Peers on the schedules of Lu's code: dpm-solver, unipc, sa-solver, dc-solver, usf, dpm-solver-v3."""
+
+from typing import Any
+
+import numpy as np
+
+import adjoint_jax as aj
+
+from .cases import Case
+from .runs import Missing, Run, network, table
+
+
+def _lu_schedule(meta: Any) -> tuple[Any, float, float]:
+    """(process, first time, last time)."""
+    name = meta.get("schedule", "linear")
+    if name == "linear":
+        return aj.VPLinear(), 1.0, meta.get("t_end", 1e-3)
+    return table({"discrete": "linear", "discrete_scaled": "scaled_linear"}[name]), 999.0, 0.0
+
+
+def lu_grid(process: Any, start: float, end: float, skip: str, steps: int) -> np.ndarray:
+    rules = {"logSNR": aj.grids.log_snr, "time_uniform": aj.grids.uniform, "time_quadratic": aj.grids.quadratic}
+    return rules[skip](process, steps, t_start=start, t_end=end)
+
+
+def _lu_solver(meta: Any, steps: int) -> Any:
+    order, data = meta["order"], meta["algorithm_type"] == "dpmsolver++"
+    kind = "DPMSolverPP" if data else "DPMSolver"
+    method = meta["method"]
+    if method == "adaptive":
+        return Missing(f"{kind}, adaptive, order {order}")
+    if method != "multistep":
+        return aj.DDIM() if order == 1 else Missing(f"{kind}, singlestep, order {order}, {meta.get('solver_type', 'dpmsolver')}")
+    if order == 1:
+        return aj.DDIM()
+    lower = meta.get("lower_order_final", True) and steps < 10
+    if order == 3 or lower:
+        return Missing(f"{kind}, order {order}, published, lower orders at the end")
+    if meta.get("solver_type") == "taylor":
+        return aj.Exponential(2, 0.0 if data else np.inf)
+    return aj.DPMSolverPP(2) if data else Missing("DPMSolver, order 2, midpoint")
+
+
+def dpm_solver(case: Case) -> Run:
+    meta = case.meta
+    process, start, end = _lu_schedule(meta)
+    steps = meta.get("steps", 1)
+    skip = meta.get("skip_type", "time_uniform")
+    if meta["method"] in ("singlestep", "singlestep_fixed"):
+        blocks = lu_blocks(steps, meta["order"], meta["method"] == "singlestep_fixed")
+        if skip == "logSNR":
+            grid = lu_grid(process, start, end, skip, len(blocks))
+        else:
+            grid = lu_grid(process, start, end, skip, steps)[np.cumsum([0, *blocks])]
+    else:
+        grid = lu_grid(process, start, end, skip, steps)
+    guidance = (meta["cfg_scale"], (0, 1)) if "cfg_scale" in meta else None
+    threshold = (meta["thr"], np.inf) if "thr" in meta else None
+    prediction = "x0" if threshold else "eps"
+    net = network(case, process, prediction, guidance=guidance, threshold=threshold)
+    return Run(net, process, prediction, grid, _lu_solver(meta, steps), reverse=meta.get("inverse", False))
+
+
+def lu_blocks(evaluations: int, order: int, fixed: bool) -> list[int]:
+    """The orders of the singlestep blocks that spend a number of network evaluations."""
+    if fixed or order == 1:
+        return [order] * (evaluations // order)
+    if order == 2:
+        return [2] * (evaluations // 2) + [1] * (evaluations % 2)
+    whole = evaluations // 3 + 1
+    return {0: [3] * (whole - 2) + [2, 1], 1: [3] * (whole - 1) + [1], 2: [3] * (whole - 1) + [2]}[evaluations % 3]
+
+
+def unipc(case: Case) -> Run:
+    meta = case.meta
+    process, start, end = _lu_schedule(meta)
+    grid = lu_grid(process, start, end, meta["skip_type"], meta["steps"])
+    kind = "x0" if meta["algorithm_type"] == "data_prediction" else "eps"
+    return Run(network(case, process), process, "eps", grid, Missing(f"UniPC, order {meta['order']}, {meta['variant']}, {kind}"))
+
+
+def dc_solver(case: Case) -> Run:
+    meta = case.meta
+    process, start, end = _lu_schedule(meta)
+    grid = lu_grid(process, start, end, meta["skip_type"], meta["steps"])
+    return Run(network(case, process), process, "eps", grid, Missing("DCSolver"))
+
+
+def usf(case: Case) -> Run:
+    meta = case.meta
+    process, start, end = _lu_schedule(meta)
+    grid = lu_grid(process, start, end, meta["skip_type"], len(meta["decisions"]["orders"]))
+    return Run(network(case, process), process, "eps", grid, Missing("USF: an order, a kind and a relaxation for each step"))
+
+
+def sa_solver(case: Case) -> Run:
+    process = aj.VPLinear()
+    grid = aj.grids.log_snr(process, case.meta["steps"], t_start=1.0, t_end=1e-3)
+    return Run(network(case, process), process, "eps", grid, Missing("SASolver"), noise=case.array("noise"))
+
+
+def dpm_solver_v3(case: Case) -> Run:
+    process = aj.VPLinear()
+    return Run(network(case, process), process, "eps", case.array("timesteps"), Missing("DPMSolverV3"))
