@@ -148,7 +148,7 @@ class Splitting(eqx.Module):
         """The weight of F in x per unit of lam at half log-SNR `lam`, `[..., q]`, of steps that end at `end`, `[...]`: m_end du/dlam for the ODE."""
         xp = namespace(lam)
         if self.kind == "noise":
-            return -(1 + self._squared(1)) * end.sigma[..., None] * xp.exp(end.lam[..., None] - lam)
+            return -(1 + self._squared(1)) * end.alpha[..., None] * xp.exp(-lam)
         if self.kind == "data":
             return (1 + self._squared(1)) * end.alpha[..., None] * xp.exp((1 + self._squared(1)) * (lam - end.lam[..., None]))
         c, wide = self._wide(lam, lam)

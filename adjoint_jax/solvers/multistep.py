@@ -15,7 +15,8 @@ tAB-DEIS, w = rho is rhoAB-DEIS, w = lam is diffusers' DEIS and DPM-Solver; c = 
     "constant"   W_j = b_j sum_j W_j with the Adams-Bashforth coefficients b of even steps: iPNDM                      (6)
 
 Order: k, where F varies little in the first steps (it does from noise with lam <= -4). Step i < k has order i + 1 only, which caps the
-global order at 2 elsewhere. A step into sigma = 0 or out of alpha = 0 has infinite length in lam and is of first order.
+global order at 2 elsewhere. A step into sigma = 0 or out of alpha = 0 has infinite length in lam and is of first order, but for w = rho
+and c infinite, which reach sigma = 0 in full order (k-diffusion's LMS).
 """
 
 import math
@@ -66,12 +67,13 @@ class Step(NamedTuple):
 
     @classmethod
     def of(cls, splitting: Splitting, variable: str, process: AbstractProcess, end: Level, nodes: Any, valid: Any) -> "Step":
-        """Nodes and ends at infinity in lam leave the polynomial, and numbers that do no harm take their places."""
+        """Nodes and ends at infinity in lam leave the polynomial, and numbers that do no harm take their places; sigma = 0 is finite in rho."""
         xp = namespace(nodes)
         lams = process.lam(nodes)
-        valid = valid & xp.isfinite(lams) & xp.isfinite(end.lam)[..., None] & xp.isfinite(lams[..., :1])
+        ends = xp.isfinite(end.lam) | xp.asarray(variable == "rho" and splitting.kind == "noise")
+        valid = valid & xp.isfinite(lams) & ends[..., None] & xp.isfinite(lams[..., :1])
         lams = xp.where(xp.isfinite(lams), lams, 0)
-        return cls(splitting, variable, process, end._replace(lam=xp.where(xp.isfinite(end.lam), end.lam, 1)), nodes, lams, valid)
+        return cls(splitting, variable, process, end._replace(lam=xp.where(ends, end.lam, 1)), nodes, lams, valid)
 
     def _points(self, in_rho: bool) -> tuple[Any, Any]:
         """Quadrature points in lam, `[..., q]`, and their weights in x with the axes of c behind."""

@@ -19,7 +19,7 @@ class Tabulated(aj.DEIS):
         self.ratios, self.values = ratios, values
 
     def table(self, process: Any, prediction: str, ts: Any) -> Any:
-        return super().table(process, prediction, ts)._replace(ratio=self.ratios, weights=self.values)
+        return super().table(process, prediction, ts)._replace(x=np.concatenate([np.asarray(self.ratios)[:, None], self.values], axis=1))
 
 
 def tableau(name: str, a: Any, b: Any) -> diffrax.AbstractSolver:
