@@ -125,11 +125,11 @@ class Step(NamedTuple):
         some = trailing(self.valid[..., :1] | (np.arange(self.nodes.shape[-1]) > 0), c)
         return xp.where(some, found, xp.expand_dims(total, -1 - c))
 
-    def moments(self, most: int) -> list[Any]:
+    def _moments(self, most: int, h: Any) -> list[Any]:
         """int (lam - lam_0)^k / (k! h^k) in x, k = 0 .. most."""
         xp, c = namespace(self.nodes), self.splitting.ndim
         lam, measure = self._points(False)
-        along = (lam - self.lams[..., :1]) / (self.end.lam[..., None] - self.lams[..., :1])
+        along = (lam - self.lams[..., :1]) / h
         return [xp.sum(trailing(along**k, c) * measure, axis=-1 - c) / math.factorial(k) for k in range(most + 1)]
 
     def vary_coeff(self, whole: Any) -> Any:
@@ -139,12 +139,14 @@ class Step(NamedTuple):
         for the past ones and, by a loop index left over, M_K A_{K-2} instead of sum_k M_{k+1} A_k for the new one.
         """
         xp, c, nodes = namespace(self.nodes), self.splitting.ndim, self.nodes.shape[-1]
-        moments, count = self.moments(nodes - 1), xp.sum(self.valid, axis=-1)
+        count = xp.sum(self.valid, axis=-1)
+        h = xp.where((count > 1)[..., None], self.end.lam[..., None] - self.lams[..., :1], 1)
+        moments = self._moments(nodes - 1, h)
         found = [xp.zeros_like(whole)] * nodes
         for most in range(1, nodes):
             here = count == most + 1
             index = [*range(2, most + 1), 1]
-            r = (self.lams[..., index] - self.lams[..., :1]) / (self.end.lam[..., None] - self.lams[..., :1])
+            r = (self.lams[..., index] - self.lams[..., :1]) / h
             r = xp.where(here[..., None], r, xp.arange(1, most + 1, dtype=r.dtype))
             a = xp.linalg.inv(xp.stack([r**k / math.factorial(k + 1) for k in range(most)], axis=-1))
             for i, j in enumerate(index):
