@@ -179,9 +179,9 @@ class Splitting(eqx.Module):
 
 
 def _root(square: Any) -> Any:
-    """The square root, with slope 0 at 0: there tau is 0, or no step is taken."""
+    """The square root, with slope 0 at 0, or what rounding makes of it: there tau is 0, or no step is taken."""
     xp = namespace(square)
-    return xp.where(square == 0, 0, xp.sqrt(xp.where(square == 0, 1, square)))
+    return xp.where(square <= 0, 0, xp.sqrt(xp.where(square <= 0, 1, square)))
 
 
 def _rotation(start: Level, end: Level) -> Any:
