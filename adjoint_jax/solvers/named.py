@@ -31,8 +31,8 @@ class DEIS(_Multistep):
         order: 1 to 4; order k is tAB-(k-1) of the paper and diffusers' order k.
         variable: "t" (tAB-DEIS), "rho" (rhoAB-DEIS, k-diffusion's LMS) or "lam" (diffusers' log-rho).
         lower_order_final: as `adjoint_jax.solvers.multistep.orders`.
-        published: the weights of "t" and "rho" by left Riemann sums of 10 000 terms as in the authors' code (of order 1 below errors of 1e-4);
-            "ipndm_v", for "rho" and orders up to 3, diff-sampler's iPNDM_v with its misplaced bracket (order 3 is then of order 2).
+        published: the weights of "t" and "rho" by left Riemann sums of 10 000 terms as in the authors' code, whose own error remains;
+            "ipndm_v", for "rho" and orders up to 3, diff-sampler's iPNDM_v with its misplaced bracket, of order 2 on uneven grids.
     Raises:
         ValueError: for another order, variable or `published`.
     Reference: Zhang & Chen, DEIS (ICLR 2023), tAB- and rhoAB-DEIS; its weights by exact integrals.

@@ -122,7 +122,7 @@ class ExponentialStages(AbstractLinear):
         whole = splitting.step(at[0], end)
         found = 0
         for k in range(1, j + 1):
-            valid = xp.broadcast_to(xp.asarray(used[k]), (*times.shape[:-1], j))
+            valid = xp.asarray(used[k]) & (order == k)[..., None]
             step = Step.of(splitting, "lam", process, end, times[..., :j], valid)
             rule = stage_rule if k == 2 else "exact"
             found = found + xp.where((order == k).reshape(order.shape + (1,) * (1 + c)), weights(step, whole, rule), 0)

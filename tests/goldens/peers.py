@@ -84,7 +84,7 @@ def _continuous(case: Case) -> Run:
 def diff_sampler(case: Case) -> Run:
     meta, process, ts = case.meta, aj.EDM(), case.array("t_steps")
     name = meta["sampler"].removesuffix("_sampler")
-    order = meta.get("max_order")
+    order = meta.get("max_order", 1)
     net = network(case, process, first_is_free=float(ts[0]) if meta.get("afs") else None)
     run = Run(net, process, "eps", ts, Missing(name), scale=float(ts[0]))
     if name == "deis" and meta["deis_mode"] == "tab":

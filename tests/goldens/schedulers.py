@@ -79,9 +79,9 @@ def _dpmm(case: Case) -> Run:
     rule = config.get("solver_type", "midpoint")
     lower = _lowered(case, order, config.get("final_sigmas_type", "zero") == "zero")
     if kind.startswith("sde"):
-        solver = aj.SDEDPMSolverPP if kind.endswith("++") else aj.solvers.SDEDPMSolver
-        published = {"published": "diffusers"} if order == 3 else {}
-        return _discrete(case, solver(order, 1.0, rule, lower, **published))
+        if kind == "sde-dpmsolver":
+            return _discrete(case, aj.solvers.SDEDPMSolver(order, 1.0, rule, lower))
+        return _discrete(case, aj.SDEDPMSolverPP(order, 1.0, rule, lower, "diffusers" if order == 3 else False))
     solver = aj.DPMSolverPP if kind == "dpmsolver++" else aj.DPMSolver
     return _discrete(case, solver(order, rule, lower, published=True))
 
