@@ -164,11 +164,11 @@ class Splitting(eqx.Module):
         """The standard deviation of the noise that a step adds to x, (5)."""
         xp = namespace(start.alpha)
         if self.kind == "noise":
-            return self._squared() ** 0.5 * xp.sqrt((start.sigma * end.alpha / start.alpha) ** 2 - end.sigma**2)
+            return self._squared() ** 0.5 * _root((start.sigma * end.alpha / start.alpha) ** 2 - end.sigma**2)
         if self.kind == "data":
-            return end.sigma * xp.sqrt(-xp.expm1(-2 * self._squared() * (end.lam - start.lam)))
+            return end.sigma * _root(-xp.expm1(-2 * self._squared() * (end.lam - start.lam)))
         widths = [self._width(at) / trailing(at.alpha, self.ndim) for at in (start, end)]
-        return self._width(end) * xp.sqrt(-xp.expm1(2 * self._squared(self.ndim) * (xp.log(widths[1]) - xp.log(widths[0]))))
+        return self._width(end) * _root(-xp.expm1(2 * self._squared(self.ndim) * (xp.log(widths[1]) - xp.log(widths[0]))))
 
     def noise_fraction(self, at: Level) -> Any:
         """rho^2 / (c^2 + rho^2) = sin(theta)^2, the share of the noise in the variance: the linear part of the adjoint."""
@@ -176,6 +176,12 @@ class Splitting(eqx.Module):
             return namespace(at.alpha).ones_like(at.alpha) * float(self.kind == "data")
         c, alpha, sigma = self._wide(at.alpha, at.alpha, at.sigma)
         return sigma**2 / (c**2 * alpha**2 + sigma**2)
+
+
+def _root(square: Any) -> Any:
+    """The square root, with slope 0 at 0, or what rounding makes of it: there tau is 0, or no step is taken."""
+    xp = namespace(square)
+    return xp.where(square <= 0, 0, xp.sqrt(xp.where(square <= 0, 1, square)))
 
 
 def _rotation(start: Level, end: Level) -> Any:

@@ -33,7 +33,7 @@ SIGNATURES = {
     "EDM": "()",
     "FlowMatching": "()",
     "DDIM": "(eta=0.0)",
-    "DEIS": "(order=3, variable='t', lower_order_final=False)",
+    "DEIS": "(order=3, variable='t', lower_order_final=False, published=False)",
     "DPMSolver": "(order=2, solver_type='midpoint', lower_order_final=False, published=False)",
     "DPMSolverPP": "(order=2, solver_type='midpoint', lower_order_final=False, published=False)",
     "SDEDPMSolverPP": "(order=2, tau=1.0, solver_type='midpoint', lower_order_final=False, published=False)",

@@ -24,6 +24,19 @@ SOLVERS = {
     "Heun": diffrax.Heun(),
     "Bosh3(0.5)": aj.ExponentialRK(diffrax.Bosh3(), 0.5),
     "Euler(channels)": aj.ExponentialRK(diffrax.Euler(), np.array([0.3, 1.0, 2.0])),
+    "DDIM(1)": aj.DDIM(1.0),
+    "DEIS(3, t, published)": aj.DEIS(3, "t", published=True),
+    "DEIS(3, rho, ipndm_v)": aj.DEIS(3, "rho", published="ipndm_v"),
+    "SDEDPMSolverPP(3, diffusers)": aj.SDEDPMSolverPP(3, published="diffusers"),
+    "UniPC(3)": aj.UniPC(3),
+    "UniPC(3, vary_coeff)": aj.UniPC(3, "vary_coeff", np.inf),
+    "SASolver(1, 1)": aj.solvers.SASolver(1, 1, 0.0),
+    "SASolver(3, 4)": aj.solvers.SASolver(3, 4, (1.0, 0.5, 0.5, 0.0)),
+    "SASolver(3, 4, denoise)": aj.solvers.SASolver(3, 4, denoise=True),
+    "ExponentialStages(3)": aj.solvers.ExponentialStages(3, tau=1.0, lower_order_final=(3, 2, 3, 1)),
+    "Churn(Heun)": aj.solvers.Churn(diffrax.Heun(), 0.2),
+    "Ancestral(2S)": aj.solvers.Ancestral(aj.solvers.ExponentialStages(2, 0.0)),
+    "DPMSolverPPSDE": aj.solvers.DPMSolverPPSDE(),
 }
 ADJOINTS = {
     "Discrete": aj.DiscreteAdjoint(),
@@ -35,6 +48,12 @@ N, D = 4, 3
 X = jax.random.normal(jax.random.key(0), (2, D))
 ARGS = {"params": 0.3 * jax.random.normal(jax.random.key(1), (D, D)), "cond": jax.random.normal(jax.random.key(2), (2, D)), "label": jnp.arange(2)}
 WEIGHTS = jax.random.normal(jax.random.key(3), (N, 2, D))
+
+
+def noise(solver):
+    """The draws of a solver on N steps, or None."""
+    draws = getattr(solver, "draws", 0)
+    return jax.random.normal(jax.random.key(4), (N, *((draws,) if draws > 1 else ()), 2, D)) if draws else None
 
 
 def network(x, t, args):
@@ -63,7 +82,7 @@ def test_discrete_adjoint_is_autodiff(solver):
     for name, process in PROCESSES.items():
         for prediction in PREDICTIONS:
             ts = np.linspace(*span(name), N + 1)
-            laid_out = prepare(aj.DiffusionTerm(network, process, prediction), X, ARGS, ts, solver, None, None, save=True)
+            laid_out = prepare(aj.DiffusionTerm(network, process, prediction), X, ARGS, ts, solver, None, noise(solver), save=True)
             laid_out = eqx.tree_at(lambda c: (c.term, c.ts), laid_out, (TERM, jnp.asarray(ts)))
             xs, exact = pull(laid_out, aj.DirectAdjoint(), WEIGHTS)
             same, found = pull(laid_out, aj.DiscreteAdjoint(), WEIGHTS)
@@ -77,8 +96,11 @@ def test_gradient_in_the_grid(solver, process):
     """To 1e-12 through the public face: every solver, every process."""
     term = aj.DiffusionTerm(network, PROCESSES[process], "v")
 
+    def run(x, ts, adjoint):
+        return aj.sample(term, x, ARGS, grid=ts, solver=SOLVERS[solver], noise=noise(SOLVERS[solver]), adjoint=adjoint)
+
     def gradient(adjoint):
-        loss = lambda x, ts: jnp.sum(jnp.sin(aj.sample(term, x, ARGS, grid=ts, solver=SOLVERS[solver], adjoint=adjoint)) * WEIGHTS[0])  # noqa: E731
+        loss = lambda x, ts: jnp.sum(jnp.sin(run(x, ts, adjoint)) * WEIGHTS[0])  # noqa: E731
         return jax.jit(jax.grad(loss, (0, 1)))(X, jnp.asarray(np.linspace(*span(process), N + 1)))
 
     for one, two in zip(gradient(aj.DiscreteAdjoint()), gradient(aj.DirectAdjoint()), strict=True):
@@ -107,9 +129,11 @@ def test_no_adjoint_changes_the_sample(solver):
     """Values to 1e-12, differentiated or not; a concrete grid and a traced one to 1e-12."""
     ts = aj.grids.log_snr(PROCESSES["vp_linear"], N)
     term = aj.DiffusionTerm(network, PROCESSES["vp_linear"], "v")
-    plain = aj.sample(term, X, ARGS, grid=ts, solver=solver, adjoint=aj.DirectAdjoint())
-    traced = jax.jit(lambda ts: aj.sample(term, X, ARGS, grid=ts, solver=solver))(jnp.asarray(ts))
+    plain = aj.sample(term, X, ARGS, grid=ts, solver=solver, noise=noise(solver), adjoint=aj.DirectAdjoint())
+    traced = jax.jit(lambda ts: aj.sample(term, X, ARGS, grid=ts, solver=solver, noise=noise(solver)))(jnp.asarray(ts))
     assert relative(traced, plain) < 1e-12
+    if noise(solver) is not None:  # the continuous adjoints are the ODE's
+        return
     for adjoint in ADJOINTS.values():
         run = lambda x: aj.sample(term, x, ARGS, grid=ts, solver=solver, adjoint=adjoint)  # noqa: B023, E731
         assert relative(run(X), plain) < 1e-12

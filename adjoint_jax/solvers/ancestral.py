@@ -19,8 +19,8 @@ from .._numerics import broadcasting, namespace
 from ..processes import AbstractProcess
 from ..splitting import Splitting, level
 from .linear import AbstractLinear, Pattern, Row, Sum
-from .multistep import output
 from .singlestep import ExponentialRK
+from .step import output
 
 
 class _Around(AbstractLinear):

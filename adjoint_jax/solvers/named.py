@@ -31,15 +31,21 @@ class DEIS(_Multistep):
         order: 1 to 4; order k is tAB-(k-1) of the paper and diffusers' order k.
         variable: "t" (tAB-DEIS), "rho" (rhoAB-DEIS, k-diffusion's LMS) or "lam" (diffusers' log-rho).
         lower_order_final: as `adjoint_jax.solvers.multistep.orders`.
+        published: the weights of "t" and "rho" by left Riemann sums of 10 000 terms as in the authors' code, whose own error remains;
+            "ipndm_v", for "rho" and orders up to 3, diff-sampler's iPNDM_v with its misplaced bracket, of order 2 on uneven grids.
     Raises:
-        ValueError: for another order or variable.
+        ValueError: for another order, variable or `published`.
     Reference: Zhang & Chen, DEIS (ICLR 2023), tAB- and rhoAB-DEIS; its weights by exact integrals.
 
         aj.sample(term, x_T, args, grid=ts, solver=aj.DEIS(order=3))
     """
 
-    def __init__(self, order: int = 3, variable: str = "t", lower_order_final: Any = False):
-        self._set(order, 4, Splitting(np.inf), variable, "exact", lower_order_final)
+    def __init__(self, order: int = 3, variable: str = "t", lower_order_final: Any = False, published: bool | str = False):
+        rules = {(False, variable): "exact", (True, "t"): "riemann", (True, "rho"): "riemann", ("ipndm_v", "rho"): "bracket"}
+        if (published, variable) not in rules:
+            raise ValueError(f"published={published!r} is not known for variable={variable!r}: use True for 't' and 'rho', 'ipndm_v' for 'rho'.")
+        rule = rules[published, variable]
+        self._set(order, 3 if rule == "bracket" else 4, Splitting(np.inf), variable, rule, lower_order_final)
 
 
 class DPMSolver(_Multistep):
@@ -88,7 +94,7 @@ class SDEDPMSolver(_Multistep):
 
     Order 1 is SEEDS-1. Arguments as `SDEDPMSolverPP`.
 
-        aj.sample(term, x_T, args, grid=ts, solver=aj.SDEDPMSolver(order=2), key=key)
+        aj.sample(term, x_T, args, grid=ts, solver=aj.solvers.SDEDPMSolver(order=2), key=key)
     """
 
     def __init__(self, order: int = 2, tau: float = 1.0, solver_type: str = "midpoint", lower_order_final: Any = False, published: bool = False):
@@ -104,16 +110,30 @@ class SDEDPMSolverPP(_Multistep):
     Args:
         order: 1 to 3.
         tau: stochasticity, at least 0.
-        solver_type, lower_order_final, published: as `DPMSolverPP`.
+        solver_type, lower_order_final: as `DPMSolverPP`.
+        published: order 3 as k-diffusion has it, with half of the second derivative; "diffusers", as that has it for "midpoint", with a wrong
+            sign too: third-order steps then have an error of first order.
     Raises:
-        ValueError: for another order, tau or solver_type.
+        ValueError: for another order, tau, solver_type or `published`.
     Reference: Lu et al., DPM-Solver++ (2022), SDE-DPM-Solver++; k-diffusion's `dpmpp_2m_sde`, `dpmpp_3m_sde`.
 
         aj.sample(term, x_T, args, grid=ts, solver=aj.SDEDPMSolverPP(order=2), key=key)
     """
 
-    def __init__(self, order: int = 2, tau: float = 1.0, solver_type: str = "midpoint", lower_order_final: Any = False, published: bool = False):
-        self._set(order, 3, Splitting(0.0, tau), "lam", _rule(solver_type, published), lower_order_final)
+    def __init__(
+        self,
+        order: int = 2,
+        tau: float = 1.0,
+        solver_type: str = "midpoint",
+        lower_order_final: Any = False,
+        published: bool | str = False,
+    ):
+        rule = _rule(solver_type, bool(published))
+        if published == "diffusers" and rule == "halved":
+            rule = "sign"
+        elif published not in (False, True):
+            raise ValueError(f"published={published!r} is not known for solver_type={solver_type!r}: use True, or 'diffusers' for 'midpoint'.")
+        self._set(order, 3, Splitting(0.0, tau), "lam", rule, lower_order_final)
 
 
 class IPNDM(_Multistep):

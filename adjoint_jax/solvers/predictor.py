@@ -8,9 +8,9 @@ The state X_i at which the network was evaluated is a prediction; its output cor
 
 with the weights of `adjoint_jax.solvers.multistep`, whose equations give the published rules. A register carries B, so that corrector and
 predictor share their noise. The last prediction is the sample: nothing is evaluated there. Order p + 1 for q = p + 1, p without corrector.
+With `denoise` a last step into sigma = 0 starts from Y_N and its own output, of a second evaluation, F(Y_N).                   (3)
 """
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -20,37 +20,14 @@ from .._numerics import broadcasting, namespace, trailing
 from ..processes import AbstractProcess
 from ..splitting import Splitting, level
 from .linear import AbstractLinear, Pattern, Row, Sum
-from .multistep import Step, checked_order, orders, output, weights
+from .multistep import checked_order, orders
+from .step import Step, output, weights
 
 RULES = {"bh1": "bh1", "bh2": "midpoint", "exact": "exact", "vary_coeff": "vary_coeff"}
 
 
-def vary_coeff(step: Step, whole: Any) -> Any:
-    """The published corrector "vary_coeff" through the nodes (start, end, past ...).
-
-    With K differences D_i = (F_i - F_0)/r_i, the new point's last, and A the inverse of r_i^k/(k+1)!, it takes sum_{k < K-1} M_{k+1} A_k
-    for the past ones and, by a loop index left over, M_K A_{K-2} instead of sum_k M_{k+1} A_k for the new one.
-    """
-    xp, c, nodes = namespace(step.nodes), step.splitting.ndim, step.nodes.shape[-1]
-    moments, count = step.moments(nodes - 1), xp.sum(step.valid, axis=-1)
-    found = [xp.zeros_like(whole)] * nodes
-    for most in range(1, nodes):
-        here = count == most + 1
-        index = [*range(2, most + 1), 1]
-        r = (step.lams[..., index] - step.lams[..., :1]) / (step.end.lam[..., None] - step.lams[..., :1])
-        r = xp.where(here[..., None], r, xp.arange(1, most + 1, dtype=r.dtype))
-        a = xp.linalg.inv(xp.stack([r**k / math.factorial(k + 1) for k in range(most)], axis=-1))
-        for i, j in enumerate(index):
-            last = i == most - 1
-            rows = [max(most - 2, 0)] if last else range(most - 1)
-            term = sum(moments[most if last else k + 1] * trailing(a[..., k, i] / r[..., i], c) for k in rows)
-            found[j] = xp.where(trailing(here, c), term, found[j])
-    found[0] = whole - sum(found[1:])
-    return xp.stack(found, axis=-1 - c)
-
-
 class AbstractPredictorCorrector(AbstractLinear):
-    """Equations (1), (2) with p = `predictor` and q = `corrector` nodes (0: none)."""
+    """Equations (1)-(3) with p = `predictor` and q = `corrector` nodes (0: none)."""
 
     splitting: eqx.AbstractVar[Splitting]
     predictor: eqx.AbstractVar[int]
@@ -58,13 +35,14 @@ class AbstractPredictorCorrector(AbstractLinear):
     rule: eqx.AbstractVar[str]
     lower_order_final: eqx.AbstractVar[Any]
     uncorrected: eqx.AbstractVar[tuple[int, ...]]
+    denoise: eqx.AbstractVar[bool]
 
     def order(self, terms: Any) -> int:
         return max(self.predictor, self.corrector)
 
     @property
     def window(self) -> int:
-        return max(self.predictor, self.corrector)
+        return max(self.predictor, self.corrector, 2 if self.corrector else 1)
 
     @property
     def pattern(self) -> Pattern:
@@ -73,13 +51,16 @@ class AbstractPredictorCorrector(AbstractLinear):
         noise = ("z0",) if self.splitting.stochastic else ()
         if not self.corrector:
             return Pattern(("x",), ("x", "F0", *past, *noise), shifted, draws=len(noise))
-        values = ("x", "base", "F0", *past, *noise)
-        return Pattern(("x",), values, {"base": values, **shifted}, copies=("base",), draws=len(noise))
+        values = ("x", "base", "F0", *past)
+        reads, second = (("x", values), ("F1",)) if self.denoise else (("x",), ())
+        registers = {"base": (*values, *noise), **shifted}
+        return Pattern(reads, (*values, *second, *noise), registers, copies=("base",), draws=len(noise))
 
     def use(self, valid: Any, steps: int) -> Any:
         """Which nodes the predictor uses, and which the corrector, of the step before: `[steps, 2, window]`."""
-        p = orders(steps, self.predictor, self.lower_order_final)
-        q = np.concatenate([[0], p[:-1] + (self.corrector - self.predictor)]) if self.corrector else np.zeros(steps, int)
+        last = [1] if self.denoise else []
+        p, q = (orders(steps - len(last), most, self.lower_order_final) for most in (self.predictor, max(self.corrector - 1, 0)))
+        p, q = np.append(p, last).astype(int), np.concatenate([[0], np.append(q, last)[:-1].astype(int) + 1]) if self.corrector else 0 * p
         q[[i + 1 for i in self.uncorrected if i + 1 < steps]] = 0
         return np.stack([valid & (np.arange(self.window) < limit[:, None]) for limit in (p, q)], axis=1)
 
@@ -88,7 +69,8 @@ class AbstractPredictorCorrector(AbstractLinear):
         xp, c = namespace(nodes), self.splitting.ndim
         if valid.ndim == nodes.ndim:  # in diffeqsolve: whatever exists
             index = np.arange(self.window)
-            valid = xp.stack([valid & (index < self.predictor), valid & (index < self.corrector)], axis=-2)
+            correct = valid & (index < self.corrector) & valid[..., 1:2] if self.corrector else valid & False
+            valid = xp.stack([valid & (index < self.predictor), correct], axis=-2)
         valid, (splitting, before) = self.split(valid)
         start, end = level(process, nodes[..., 0]), level(process, t_end)
         wide = lambda part: xp.expand_dims(part, -1 - c)  # noqa: E731
@@ -103,10 +85,22 @@ class AbstractPredictorCorrector(AbstractLinear):
                 return Row(nodes[..., :1], of_x, of_p, (None,), xp.concatenate([ratio, predict, *noise], axis=-1 - c), shift)
             correct, corrected = self._correct(process, before, nodes, valid[..., 1, :], start)
         corrected = wide(corrected.reshape(corrected.shape + (1,) * c)) * xp.ones_like(ratio)
-        values = [ratio * (1 - corrected), ratio * corrected]
-        base = xp.concatenate([*values, ratio * correct, *noise], axis=-1 - c)
-        x = xp.concatenate([*values, ratio * correct + predict, *noise], axis=-1 - c)
-        return Row(nodes[..., :1], of_x, of_p, (None,), x, {**shift, "base": base})
+        here = [1 - corrected, corrected, correct]
+        base = xp.concatenate([*(ratio * part for part in here), *noise], axis=-1 - c)
+        x = xp.concatenate([*(ratio * part for part in here[:2]), ratio * correct + predict, *noise], axis=-1 - c)
+        row = Row(nodes[..., :1], of_x, of_p, (None,), x, {**shift, "base": base})
+        return self._denoised(row, xp.concatenate(here, axis=-1 - c), predict, xp.isposinf(end.lam)) if self.denoise else row
+
+    def _denoised(self, row: Row, corrected: Any, predict: Any, last: Any) -> Row:
+        """The row with the second stage of (3), at Y = `corrected`: where the step is the `last`, its output takes the weight P_0 of the first's."""
+        xp, c, end = namespace(row.times), self.splitting.ndim, -1 - self.splitting.ndim
+        moved = xp.where(trailing(last, c), xp.take(predict, 0, axis=end), 0)
+        weights = xp.moveaxis(row.x, end, 0)
+        outputs = 2 + self.window
+        weights = xp.stack([*weights[:2], weights[2] - moved, *weights[3:outputs], moved, *weights[outputs:]], axis=end)
+        times, of_x, of_p = (xp.concatenate([part, part], axis=axis) for part, axis in ((row.times, -1), (row.of_x, end), (row.of_p, end)))
+        active = xp.stack([xp.ones_like(last), last], axis=-1)
+        return row._replace(times=times, of_x=of_x, of_p=of_p, reads=(None, corrected), x=weights, active=active)
 
     def split(self, valid: Any) -> tuple[Any, tuple[Splitting, Splitting]]:
         """The answer of `use` as masks and the splittings of a step and of the one before."""
@@ -115,15 +109,12 @@ class AbstractPredictorCorrector(AbstractLinear):
     def _correct(self, process: AbstractProcess, splitting: Splitting, nodes: Any, valid: Any, end: Any) -> tuple[Any, Any]:
         """C_0, C_1, ... of (1), the integral from nodes[..., 1] to nodes[..., 0], and whether there is a corrector at all (1 or 0)."""
         xp, c = namespace(nodes), self.splitting.ndim
-        some = valid[..., 1] if nodes.shape[-1] > 1 else xp.zeros_like(valid[..., 0])
-        if nodes.shape[-1] == 1:
-            return xp.zeros(nodes.shape + np.shape(self.splitting.sigma_data), nodes.dtype), xp.zeros_like(nodes[..., 0])
+        some = valid[..., 0]
         swapped = np.array([1, 0, *range(2, nodes.shape[-1])])
         begin = xp.where(some, nodes[..., 1], nodes[..., 0])
         step = Step.of(splitting, "lam", process, end, xp.take(nodes, swapped, axis=-1), xp.take(valid, swapped, axis=-1))
         whole = splitting.step(level(process, begin), end)
-        found = vary_coeff(step, whole) if self.rule == "vary_coeff" else weights(step, whole, self.rule)
-        found = xp.take(found, swapped, axis=-1 - c)
+        found = xp.take(weights(step, whole, self.rule), swapped, axis=-1 - c)
         return xp.where(some.reshape(some.shape + (1,) * (1 + c)), found, 0), xp.where(some, 1.0, 0.0).astype(nodes.dtype)
 
 
@@ -151,6 +142,7 @@ class UniPC(AbstractPredictorCorrector):
     rule: str = eqx.field(static=True)
     lower_order_final: Any = eqx.field(static=True)
     uncorrected: tuple[int, ...] = eqx.field(static=True)
+    denoise: bool = eqx.field(static=True, default=False)
 
     def __init__(
         self,
@@ -180,9 +172,11 @@ class SASolver(AbstractPredictorCorrector):
         tau: stochasticity, at least 0; or one number a step.
         sigma_data: the splitting; 0 is the published one.
         variant: "exact", or "few_steps": steps through two nodes by UniPC's bh1, as published for few steps and in diffusers.
-        lower_order_final: as `adjoint_jax.solvers.multistep.orders`; True as published.
+        lower_order_final: as `adjoint_jax.solvers.multistep.orders`; True as published. With `denoise` it does not count the last step.
+        denoise: whether a last step into sigma = 0 starts from the corrected state, which is evaluated once more, as published for many
+            steps: one more evaluation, and `DiscreteAdjoint` stores max(p, q) + 1 states a step.
     Raises:
-        ValueError: for other orders, tau or variant.
+        ValueError: for other orders, tau or variant, and for denoise without a corrector.
     Reference: Xue et al., SA-Solver (2023).
 
         aj.sample(term, x_T, args, grid=ts, solver=aj.solvers.SASolver(), key=key)
@@ -195,6 +189,7 @@ class SASolver(AbstractPredictorCorrector):
     lower_order_final: Any = eqx.field(static=True)
     uncorrected: tuple[int, ...] = eqx.field(static=True)
     taus: tuple[float, ...] | None = eqx.field(static=True)
+    denoise: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -204,15 +199,18 @@ class SASolver(AbstractPredictorCorrector):
         sigma_data: Any = 0.0,
         variant: str = "exact",
         lower_order_final: Any = True,
+        denoise: bool = False,
     ):
         if variant not in ("exact", "few_steps"):
             raise ValueError(f"variant={variant!r} is not known: use 'exact' or 'few_steps'.")
+        if denoise and not corrector:
+            raise ValueError("denoise=True is about the corrected state: it needs a corrector of at least 1.")
         self.taus = None if np.ndim(tau) == 0 else tuple(float(each) for each in tau)
         self.splitting = Splitting(sigma_data, max(self.taus) if self.taus else tau)
         self.rule = "exact" if variant == "exact" else "bh1"
         self.predictor = checked_order(predictor, 4, "SASolver")
         self.corrector = checked_order(corrector, 4, "SASolver's corrector") if corrector else 0
-        self.lower_order_final, self.uncorrected = lower_order_final, ()
+        self.lower_order_final, self.uncorrected, self.denoise = lower_order_final, (), bool(denoise)
 
     def use(self, valid: Any, steps: int) -> Any:
         masks = super().use(valid, steps)

@@ -21,7 +21,7 @@ from .._numerics import broadcasting, floating, namespace, trailing
 from ..processes import AbstractProcess
 from ..splitting import Level, Splitting, level
 from .linear import AbstractLinear, Pattern, Row
-from .multistep import output
+from .step import output
 
 
 class Tableau(NamedTuple):

@@ -18,7 +18,8 @@ from .._numerics import broadcasting, namespace
 from ..processes import AbstractProcess
 from ..splitting import Splitting, level
 from .linear import AbstractLinear, Pattern, Row
-from .multistep import Step, checked_order, orders, output, weights
+from .multistep import checked_order, orders
+from .step import Step, output, weights
 
 NODES = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
@@ -35,7 +36,7 @@ class ExponentialStages(AbstractLinear):
         lower_order_final: as `adjoint_jax.solvers.multistep.orders`; a tuple is DPM-Solver-fast's pattern. Only stages that a step has are evaluated.
         inner: "exact", or "midpoint" for the second stage of order 3 as in diffusers.
     Raises:
-        ValueError: for another order, splitting or rule, and for nodes that do not increase within (0, 1).
+        ValueError: for another order, splitting or rule, and for nodes that do not increase within (0, 1].
     Reference: Lu et al., DPM-Solver (2022) and DPM-Solver++ (2022); Gonzalez et al., SEEDS (2023).
 
         aj.sample(term, x_T, args, grid=ts, solver=aj.solvers.ExponentialStages(order=2, sigma_data=0.0))
@@ -64,8 +65,8 @@ class ExponentialStages(AbstractLinear):
         self.solver_type, self.inner, self.lower_order_final = solver_type, inner, lower_order_final
         self.nodes = NODES[order] if nodes is None else tuple(nodes)
         for r in self.nodes if self.nodes and isinstance(self.nodes[0], tuple) else (self.nodes,):
-            if len(r) != order - 1 or not all(a < b for a, b in zip((0, *r), (*r, 1), strict=True)):
-                raise ValueError(f"nodes of order {order} are {order - 1} numbers that increase within (0, 1); got {r!r}.")
+            if len(r) != order - 1 or not all(a < b for a, b in zip((0, *r), r, strict=False)) or max(r, default=1) > 1:
+                raise ValueError(f"nodes of order {order} are {order - 1} numbers that increase within (0, 1]; got {r!r}.")
 
     def order(self, terms: Any) -> int:
         return self.steps_back
@@ -121,7 +122,7 @@ class ExponentialStages(AbstractLinear):
         whole = splitting.step(at[0], end)
         found = 0
         for k in range(1, j + 1):
-            valid = xp.broadcast_to(xp.asarray(used[k]), (*times.shape[:-1], j))
+            valid = xp.asarray(used[k]) & (order == k)[..., None]
             step = Step.of(splitting, "lam", process, end, times[..., :j], valid)
             rule = stage_rule if k == 2 else "exact"
             found = found + xp.where((order == k).reshape(order.shape + (1,) * (1 + c)), weights(step, whole, rule), 0)

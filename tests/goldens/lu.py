@@ -23,22 +23,28 @@ def lu_grid(process: Any, start: float, end: float, skip: str, steps: int) -> np
     return rules[skip](process, steps, t_start=start, t_end=end)
 
 
-def _lu_solver(meta: Any, steps: int) -> Any:
-    order, data = meta["order"], meta["algorithm_type"] == "dpmsolver++"
-    kind = "DPMSolverPP" if data else "DPMSolver"
-    method = meta["method"]
-    if method == "adaptive":
-        return Missing(f"{kind}, adaptive, order {order}")
-    if method != "multistep":
-        return aj.DDIM() if order == 1 else Missing(f"{kind}, singlestep, order {order}, {meta.get('solver_type', 'dpmsolver')}")
-    if order == 1:
-        return aj.DDIM()
-    lower = meta.get("lower_order_final", True) and steps < 10
-    if order == 3 or lower:
-        return Missing(f"{kind}, order {order}, published, lower orders at the end")
-    if meta.get("solver_type") == "taylor":
-        return aj.Exponential(2, 0.0 if data else np.inf)
-    return aj.DPMSolverPP(2) if data else Missing("DPMSolver, order 2, midpoint")
+def _lu_multistep(meta: Any) -> Any:
+    kind = aj.DPMSolverPP if meta["algorithm_type"] == "dpmsolver++" else aj.DPMSolver
+    rule = "heun" if meta.get("solver_type") == "taylor" else "midpoint"
+    lower = 10 if meta.get("lower_order_final", True) else False
+    return kind(meta["order"], rule, lower_order_final=lower, published=True)
+
+
+def _lu_singlestep(meta: Any, blocks: list[int], process: Any, grid: np.ndarray, skip: str) -> Any:
+    """The stages lie on the grid of each block."""
+    sigma_data = 0.0 if meta["algorithm_type"] == "dpmsolver++" else np.inf
+    rule = "heun" if meta.get("solver_type") == "taylor" else "midpoint"
+    order = meta["order"]
+    inner = [lu_grid(process, start, end, skip, block)[1:-1] for start, end, block in zip(grid[:-1], grid[1:], blocks, strict=True)]
+    nodes = stages(process.lam(grid), [process.lam(times) for times in inner], order)
+    return aj.solvers.ExponentialStages(order, sigma_data, solver_type=rule, nodes=nodes, lower_order_final=tuple(blocks))
+
+
+def stages(ends: np.ndarray, inner: list[np.ndarray], order: int) -> tuple[tuple[float, ...], ...]:
+    """The nodes r_j of each block, from the half log-SNR at its ends and within; blocks of lower order are filled up with nodes that are not used."""
+    given = [(lam - first) / (last - first) for first, last, lam in zip(ends[:-1], ends[1:], inner, strict=True)]
+    filled = [[*r, *np.linspace(r[-1] if len(r) else 0.0, 1.0, order - len(r) + 1)[1:-1]] for r in given]
+    return tuple(tuple(float(node) for node in r) for r in filled)
 
 
 def dpm_solver(case: Case) -> Run:
@@ -52,13 +58,15 @@ def dpm_solver(case: Case) -> Run:
             grid = lu_grid(process, start, end, skip, len(blocks))
         else:
             grid = lu_grid(process, start, end, skip, steps)[np.cumsum([0, *blocks])]
+        solver = _lu_singlestep(meta, blocks, process, grid, skip)
     else:
         grid = lu_grid(process, start, end, skip, steps)
+        solver = Missing("adaptive steps") if meta["method"] == "adaptive" else _lu_multistep(meta)
     guidance = (meta["cfg_scale"], (0, 1)) if "cfg_scale" in meta else None
     threshold = (meta["thr"], np.inf) if "thr" in meta else None
     prediction = "x0" if threshold else "eps"
     net = network(case, process, prediction, guidance=guidance, threshold=threshold)
-    return Run(net, process, prediction, grid, _lu_solver(meta, steps), reverse=meta.get("inverse", False))
+    return Run(net, process, prediction, grid, solver, reverse=meta.get("inverse", False))
 
 
 def lu_blocks(evaluations: int, order: int, fixed: bool) -> list[int]:
@@ -75,8 +83,8 @@ def unipc(case: Case) -> Run:
     meta = case.meta
     process, start, end = _lu_schedule(meta)
     grid = lu_grid(process, start, end, meta["skip_type"], meta["steps"])
-    kind = "x0" if meta["algorithm_type"] == "data_prediction" else "eps"
-    return Run(network(case, process), process, "eps", grid, Missing(f"UniPC, order {meta['order']}, {meta['variant']}, {kind}"))
+    sigma_data = 0.0 if meta["algorithm_type"] == "data_prediction" else np.inf
+    return Run(network(case, process), process, "eps", grid, aj.UniPC(meta["order"], meta["variant"], sigma_data))
 
 
 def dc_solver(case: Case) -> Run:
@@ -94,9 +102,17 @@ def usf(case: Case) -> Run:
 
 
 def sa_solver(case: Case) -> Run:
-    process = aj.VPLinear()
-    grid = aj.grids.log_snr(process, case.meta["steps"], t_start=1.0, t_end=1e-3)
-    return Run(network(case, process), process, "eps", grid, Missing("SASolver"), noise=case.array("noise"))
+    """The first of its draws is never used. For few steps the last is deterministic; for more, the corrected end is evaluated once more."""
+    meta, process = case.meta, aj.VPLinear()
+    steps, tau = meta["steps"], meta["tau"]
+    grid = aj.grids.log_snr(process, steps, t_start=1.0, t_end=1e-3)
+    noise = case.array("noise")[1 : steps + 1]
+    if meta["few"]:
+        solver = aj.solvers.SASolver(meta["po"], meta["co"], (tau,) * (steps - 1) + (0.0,), variant="few_steps")
+    else:
+        grid, noise = np.append(grid, 0.0), np.concatenate([noise, np.zeros_like(noise[:1])])
+        solver = aj.solvers.SASolver(meta["po"], meta["co"], tau, denoise=True)
+    return Run(network(case, process), process, "eps", grid, solver, noise if solver.draws else None)
 
 
 def dpm_solver_v3(case: Case) -> Run:

@@ -7,13 +7,15 @@ A peer's grid of noise levels rho = sigma/alpha becomes times of ours by t(lam =
 times, where it is another (rounded timesteps), is written down in the network.
 """
 
+from typing import Any
+
 import numpy as np
 
 import adjoint_jax as aj
 
 from .cases import Case
-from .lu import dc_solver, dpm_solver, dpm_solver_v3, sa_solver, unipc, usf
-from .runs import EXACT, LMS, RIEMANN, Missing as Missing, Run as Run, levels, network, table
+from .lu import dc_solver, dpm_solver, dpm_solver_v3, lu_blocks, sa_solver, unipc, usf
+from .runs import Missing as Missing, Run as Run, levels, network, table
 from .schedulers import diffusers
 from .tables import HEUN, TABLEAUX, Tabulated
 
@@ -22,9 +24,11 @@ def edm(case: Case) -> Run:
     meta, process = case.meta, aj.EDM()
     if meta["sampler"] == "edm_sampler":
         grid = aj.grids.edm(process, meta["num_steps"], t_start=80.0, t_end=0.002)
-        churn = "S_churn" in meta
-        noise = case.array("noise") if churn else None
-        return Run(network(case, process), process, "eps", grid, Missing("EDM Heun, churned") if churn else HEUN, noise, scale=80.0)
+        run = Run(network(case, process), process, "eps", grid, HEUN, scale=80.0)
+        if "S_churn" not in meta:
+            return run
+        churned = aj.solvers.Churn(HEUN, meta["S_churn"] / meta["num_steps"], meta["S_min"], meta["S_max"], meta["S_noise"])
+        return run._replace(solver=churned, noise=case.array("noise"))
     rho = np.unique(np.exp(-case.array("lam_eval")).round(14))[::-1]
     keep = np.append(np.diff(rho) < -1e-9 * rho[1:], True)
     grid = np.append(rho[keep], 0.0)
@@ -35,35 +39,72 @@ def edm(case: Case) -> Run:
 
 
 def k_diffusion(case: Case) -> Run:
+    """Where no noise is added the steps draw none: those into sigma = 0, and all where eta = 0."""
     meta, process = case.meta, aj.EDM()
     name, eta = meta["sampler"].removeprefix("sample_"), meta.get("eta", 0.0)
-    solvers = {"euler": aj.DDIM(), "heun": HEUN, "lms": Missing(LMS), "dpmpp_2m": aj.DPMSolverPP(2)}
-    solver = solvers.get(name, Missing(name))
+    if name in ("dpm_fast", "dpm_adaptive"):
+        return _continuous(case)
+    grid = case.array("sigmas")
+    two = aj.solvers.ExponentialStages
+    solver = {
+        "euler": aj.DDIM(),
+        "heun": HEUN,
+        "lms": aj.DEIS(4, "rho"),
+        "dpm_2": two(2, np.inf),
+        "dpmpp_2m": aj.DPMSolverPP(2),
+        "dpmpp_2m_sde": aj.SDEDPMSolverPP(2, np.sqrt(eta), meta.get("solver_type", "midpoint")),
+        "dpmpp_3m_sde": aj.SDEDPMSolverPP(3, np.sqrt(eta), "heun", published=True),
+        "dpmpp_sde": aj.solvers.DPMSolverPPSDE(eta),
+        "euler_ancestral": aj.DDIM(eta),
+        "dpm_2_ancestral": aj.solvers.Ancestral(two(2, np.inf), eta),
+        "dpmpp_2s_ancestral": aj.solvers.Ancestral(two(2, 0.0), eta),
+    }[name]
     if "churn" in meta:
-        solver = Missing(f"{name}, churned")
-    if eta == 0 and name == "euler_ancestral":
-        solver = aj.DDIM()
-    if eta == 0 and name == "dpmpp_2m_sde":
-        solver = aj.DPMSolverPP(2) if meta["solver_type"] == "midpoint" else aj.Exponential(2, 0.0)
-    grid = case.array("sigmas") if case.has("sigmas") else np.array([meta["sigma_max"], meta["sigma_min"]])
-    stochastic = eta > 0 or "churn" in meta
-    return Run(network(case, process), process, "eps", grid, solver, case.array("noise") if stochastic else None)
+        churn = meta["churn"]
+        solver = aj.solvers.Churn(solver, churn["s_churn"] / meta["n"], churn["s_tmin"], churn["s_tmax"], churn["s_noise"])
+    run = Run(network(case, process), process, "eps", grid, solver)
+    draws = aj.ExponentialRK(solver).draws if solver is HEUN else solver.draws
+    if not draws:
+        return run
+    steps, given = len(grid) - 1, case.array("noise")
+    noise = np.zeros((steps * draws, *given.shape[1:]))
+    noise[: len(given)] = given
+    return run._replace(noise=noise.reshape(steps, draws, *given.shape[1:]) if draws > 1 else noise)
+
+
+def _continuous(case: Case) -> Run:
+    """DPM-Solver-fast: uniform steps in log sigma, of order 3 and less at the end."""
+    meta, process = case.meta, aj.EDM()
+    blocks = lu_blocks(meta.get("n", 1), 3, fixed=False)
+    grid = np.exp(np.linspace(np.log(meta["sigma_max"]), np.log(meta["sigma_min"]), len(blocks) + 1))
+    solver: Any = aj.solvers.ExponentialStages(3, np.inf, lower_order_final=tuple(blocks))
+    return Run(network(case, process), process, "eps", grid, Missing("adaptive steps") if "order" in meta else solver)
 
 
 def diff_sampler(case: Case) -> Run:
     meta, process, ts = case.meta, aj.EDM(), case.array("t_steps")
     name = meta["sampler"].removesuffix("_sampler")
-    order = meta.get("max_order")
+    order = meta.get("max_order", 1)
     net = network(case, process, first_is_free=float(ts[0]) if meta.get("afs") else None)
     run = Run(net, process, "eps", ts, Missing(name), scale=float(ts[0]))
     if name == "deis" and meta["deis_mode"] == "tab":
         values = np.array(case.array("coeff_list"))
         values[0, 0] = ts[1] - ts[0]
         return run._replace(solver=Tabulated(np.ones(len(values)), values))
-    solvers = {"euler": aj.DDIM(), "heun": HEUN}
-    if name == "deis" or (name == "ipndm_v" and order == 2):
-        solvers[name] = aj.DEIS(order, "rho")
-    return run._replace(solver=solvers.get(name, Missing(f"{name}, order {order}")))
+    if name in ("dpm_pp", "unipc") and meta.get("predict_x0", True):
+        run = run._replace(network=network(case, process, "x0", threshold=(0.995, np.inf)), prediction="x0")
+    if name == "dpm_pp":
+        kind = aj.DPMSolverPP if meta.get("predict_x0", True) else aj.DPMSolver
+        return run._replace(solver=kind(order, lower_order_final=True, published=True))
+    if name == "unipc":
+        return run._replace(solver=aj.UniPC(order, meta.get("variant", "bh2")))
+    if name == "dpm_2":
+        return run._replace(solver=aj.solvers.ExponentialStages(2, np.inf, nodes=(meta["r"],)))
+    if name in ("euler", "heun"):
+        return run._replace(solver=aj.DDIM() if name == "euler" else HEUN)
+    if name == "ipndm":
+        return run._replace(solver=aj.solvers.IPNDM(order))
+    return run._replace(solver=aj.DEIS(order, "rho", published="ipndm_v" if name == "ipndm_v" else False))
 
 
 # ---- deis, pndm, and the reversible ones ----------------------------------------------------------------------------------------
@@ -72,7 +113,7 @@ def diff_sampler(case: Case) -> Run:
 def deis(case: Case) -> Run:
     meta, ts = case.meta, case.array("rev_ts")
     process = aj.VPLinear()
-    net, tolerance = network(case, process), EXACT
+    net = network(case, process)
     if meta.get("sde_kind") == "disc":
         # alpha^2, not log alpha, is linear between the steps of this peer's state; its model's table is ours
         process = table("linear")
@@ -83,13 +124,15 @@ def deis(case: Case) -> Run:
     if meta["method"] == "rho_rk":
         solver = TABLEAUX[meta["rk_method"]]
     elif meta["method"] == "ipndm":
-        solver = Missing("IPNDM")
-    elif meta["method"] == "t_ab":
-        rows = case.array("ab_coef")
+        solver = aj.solvers.IPNDM()
+    elif meta["method"] == "t_ab" and meta.get("sde_kind") == "disc":
+        rows = case.array("ab_coef")  # its integrals are of alpha^2 linear between the steps
         solver = Tabulated(rows[:, 0], rows[:, 1:])
+    elif meta["method"] == "t_ab":
+        solver = aj.DEIS(meta["ab_order"] + 1, "t", published=True)
     else:
-        solver, tolerance = aj.DEIS(meta["ab_order"] + 1, "rho"), RIEMANN
-    return Run(net, process, "eps", ts, solver, tolerance=tolerance)
+        solver = aj.DEIS(meta["ab_order"] + 1, "rho", published=True)
+    return Run(net, process, "eps", ts, solver)
 
 
 def pndm(case: Case) -> Run:

@@ -11,8 +11,6 @@ from .networks import Golden
 
 EXACT = (1e-10, 1e-8)
 """Relative tolerances of x_0 and of the gradients."""
-RIEMANN = (5e-4, 5e-4)
-"""Those where the peer's weights are left Riemann sums of 10 000 nodes and ours are exact."""
 
 
 class Missing(NamedTuple):
@@ -34,9 +32,6 @@ class Run(NamedTuple):
     reverse: bool = False
     pieces: bool = False
     tolerance: tuple[float, float] = EXACT
-
-
-LMS = "DEIS(4, rho) of full order into sigma = 0"
 
 
 def betas(name: str, first: float = 1e-4, last: float = 0.02) -> np.ndarray:

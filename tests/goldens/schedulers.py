@@ -1,5 +1,6 @@
 """The schedulers of diffusers, one function a class."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,8 @@ import numpy as np
 import adjoint_jax as aj
 
 from .cases import Case
-from .runs import LMS, Missing, Run, levels, network, table
+from .lu import stages
+from .runs import Missing, Run, levels, network, table
 from .tables import HEUN
 
 
@@ -30,12 +32,10 @@ def _ddim(case: Case) -> Run:
     chained = np.allclose(ends[:-1], ts[1:])
     grid = np.append(ts, pieces[-1][-1]) if chained else pieces
     prediction = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}[meta.get("pred", "epsilon")]
-    solver = aj.DDIM()
-    if meta["eta"]:
-        solver = Missing("DDIM, eta > 0")
+    solver = aj.DDIM(meta["eta"])
     if config.get("clip_sample", True):
         solver = Missing("x0 clipped, its eps not")
-    noise = case.array("noise") if case.has("noise") else None
+    noise = case.array("noise") if meta["eta"] else None
     return Run(network(case, process, prediction), process, prediction, grid, solver, noise, pieces=not chained)
 
 
@@ -57,56 +57,73 @@ def _discrete(case: Case, solver: Any, **more: Any) -> Run:
     if config.get("thresholding"):
         more["threshold"] = (config["dynamic_thresholding_ratio"], config["sample_max_value"])
         prediction = "x0"
-    noise = case.array("noise") if case.has("noise") else None
+    noise = case.array("noise")[: len(grid) - 1] if solver.draws else None
     net = network(case, process, prediction, times=grid[: len(lams)], lams=lams[: len(grid)], **more)
     return Run(net, process, prediction, grid, solver, noise)
 
 
+def _lowered(case: Case, order: int, zero: bool) -> Any:
+    """`lower_order_final`: on grids of fewer than 15 steps, or the last step alone; an identity at the end counts as a step of theirs."""
+    config, n, sigmas = case.meta["cfg"], case.meta["steps"], case.array("sigmas")
+    if config.get("lower_order_final", True):
+        if n < 15 and np.isclose(sigmas[-1], sigmas[-2], rtol=1e-12, atol=0):
+            return tuple(int(each) for each in np.minimum(order, np.arange(n, 1, -1)))
+        if n < 15:
+            return 15
+    return "euler" if zero or config.get("euler_at_final", False) else False
+
+
 def _dpmm(case: Case) -> Run:
-    meta, n = case.meta, case.meta["steps"]
-    config = meta["cfg"]
+    config = case.meta["cfg"]
     order, kind = config.get("solver_order", 2), config.get("algorithm_type", "dpmsolver++")
     rule = config.get("solver_type", "midpoint")
-    zero = config.get("final_sigmas_type", "zero") == "zero"
-    lower = config.get("lower_order_final", True) and n < 15
-    first = order > 1 and not zero and (lower or config.get("euler_at_final", False))
+    lower = _lowered(case, order, config.get("final_sigmas_type", "zero") == "zero")
     if kind.startswith("sde"):
-        solver = Missing(f"{kind}, order {order}, {rule}")
-    elif order == 1:
-        solver = aj.DDIM()
-    elif order == 3 or first:
-        solver = Missing(f"{kind}, order {order}, published, lower orders at the end")
-    elif rule == "heun":
-        solver = aj.Exponential(2, 0.0 if kind == "dpmsolver++" else np.inf)
-    else:
-        solver = aj.DPMSolverPP(2) if kind == "dpmsolver++" else Missing("DPMSolver, order 2, midpoint")
-    return _discrete(case, solver)
+        if kind == "sde-dpmsolver":
+            return _discrete(case, aj.solvers.SDEDPMSolver(order, 1.0, rule, lower))
+        return _discrete(case, aj.SDEDPMSolverPP(order, 1.0, rule, lower, "diffusers" if order == 3 else False))
+    solver = aj.DPMSolverPP if kind == "dpmsolver++" else aj.DPMSolver
+    return _discrete(case, solver(order, rule, lower, published=True))
 
 
 def _dpms(case: Case) -> Run:
-    config = case.meta["cfg"]
-    solver = aj.DDIM() if config["solver_order"] == 1 else Missing(f"{config.get('algorithm_type', 'dpmsolver++')}, singlestep by evaluations")
-    return _discrete(case, solver)
+    """A step of theirs is a stage of ours: the grid is that of the blocks' ends, a block of one identity step is left out."""
+    config, n = case.meta["cfg"], case.meta["steps"]
+    order, rule = config["solver_order"], config.get("solver_type", "midpoint")
+    sigma_data = 0.0 if config.get("algorithm_type", "dpmsolver++") == "dpmsolver++" else np.inf
+    run = _discrete(case, aj.DDIM())
+    blocks = [order] * (n // order) + ([n % order] if n % order else [])
+    if order > 1 and n % order == 0:
+        blocks = [*blocks[:-1], *([2] if order == 3 else [1]), 1]
+    full = np.append(run.grid, run.grid[-1:] * np.ones(n + 1 - len(run.grid)))
+    ends = np.cumsum([0, *blocks])
+    lams = run.process.lam(full)
+    if full[ends[-1]] == full[ends[-2]]:
+        blocks, ends = blocks[:-1], ends[:-1]
+    inner = [lams[first + 1 : last] for first, last in itertools.pairwise(ends)]
+    nodes = stages(lams[ends], inner, order)
+    inside = "midpoint" if rule == "midpoint" else "exact"
+    solver = aj.solvers.ExponentialStages(order, sigma_data, solver_type=rule, nodes=nodes, lower_order_final=tuple(blocks), inner=inside)
+    return run._replace(grid=full[ends], solver=solver)
 
 
 def _deis(case: Case) -> Run:
-    config, n = case.meta["cfg"], case.meta["steps"]
-    order = config["solver_order"]
-    run = _discrete(case, aj.DEIS(order, "lam"))
-    identity_last = len(run.grid) == n
-    lower = config.get("lower_order_final", True) and n < 15
-    if lower and order > (2 if identity_last else 1):
-        return run._replace(solver=Missing(f"DEIS, order {order}, lower orders at the end"))
-    return run
+    order = case.meta["cfg"]["solver_order"]
+    return _discrete(case, aj.DEIS(order, "lam", _lowered(case, order, False)))
 
 
 def _unipc(case: Case) -> Run:
     config = case.meta["cfg"]
-    return _discrete(case, Missing(f"UniPC, order {config['solver_order']}, {config.get('solver_type', 'bh2')}"))
+    sigma_data = 0.0 if config.get("predict_x0", True) else np.inf
+    off = tuple(config.get("disable_corrector", ()))
+    lower = config.get("lower_order_final", True)
+    return _discrete(case, aj.UniPC(config["solver_order"], config.get("solver_type", "bh2"), sigma_data, lower_order_final=lower, uncorrected=off))
 
 
 def _sa(case: Case) -> Run:
-    return _discrete(case, Missing("SASolver"))
+    config = case.meta["cfg"]
+    tau = float(config["tau_func"].split()[1])
+    return _discrete(case, aj.solvers.SASolver(config["predictor_order"], config["corrector_order"], tau, variant="few_steps"))
 
 
 def _exploding(case: Case, solver: Any) -> Run:
@@ -120,15 +137,19 @@ def _exploding(case: Case, solver: Any) -> Run:
     return Run(network(case, process, times=grid[:-1], lams=lams[index]), process, "eps", grid, solver)
 
 
+def _kdpm2(case: Case) -> Run:
+    """DPM-Solver-2; what the model was told at the states and between them is in the order of its calls."""
+    run = _exploding(case, aj.solvers.ExponentialStages(2, np.inf))
+    between = np.sqrt(run.grid[:-2] * run.grid[1:-1])
+    times = np.append(np.stack([run.grid[:-2], between], axis=1).ravel(), run.grid[-2])
+    return run._replace(network=network(case, run.process, times=times, lams=case.array("lam_eval")))
+
+
 def _edm_dpm(case: Case) -> Run:
     order, process = case.meta["cfg"]["solver_order"], aj.EDM()
-    if case.meta.get("sde"):
-        solver = Missing(f"sde-dpmsolver++, order {order}, midpoint")
-    elif order == 3:
-        solver = Missing("DPMSolverPP, order 3, published, lower orders at the end")
-    else:
-        solver = aj.DPMSolverPP(order)
-    noise = case.array("noise") if case.has("noise") else None
+    lower = _lowered(case, order, True)
+    solver = aj.SDEDPMSolverPP(order, lower_order_final=lower) if case.meta.get("sde") else aj.DPMSolverPP(order, "midpoint", lower, True)
+    noise = case.array("noise") if solver.draws else None
     return Run(network(case, process), process, "eps", case.array("sigmas"), solver, noise)
 
 
@@ -157,8 +178,8 @@ DIFFUSERS = {
     "SASolverScheduler": _sa,
     "EulerDiscreteScheduler": lambda case: _exploding(case, aj.DDIM()),
     "HeunDiscreteScheduler": lambda case: _exploding(case, HEUN),
-    "KDPM2DiscreteScheduler": lambda case: _exploding(case, Missing("DPM2, midpoint in log sigma")),
-    "LMSDiscreteScheduler": lambda case: _exploding(case, Missing(LMS)),
+    "KDPM2DiscreteScheduler": _kdpm2,
+    "LMSDiscreteScheduler": lambda case: _exploding(case, aj.DEIS(4, "rho")),
     "EDMEulerScheduler": lambda case: Run(network(case, aj.EDM()), aj.EDM(), "eps", case.array("sigmas"), aj.DDIM()),
     "EDMDPMSolverMultistepScheduler": _edm_dpm,
     "FlowMatchEulerDiscreteScheduler": lambda case: _flow(case, aj.DPMSolverPP(1)),

@@ -9,7 +9,7 @@ import adjoint_jax as aj
 
 
 class Tabulated(aj.DEIS):
-    """DEIS with weights of the peer's own, `ratios` `[N]` and `values` `[N, order]`: it takes them from Riemann sums of 10 000 nodes."""
+    """DEIS with weights of the peer's own, `ratios` `[N]` and `values` `[N, order]`: it takes them from Riemann sums in a variable of its own."""
 
     ratios: Any
     values: Any
