@@ -58,7 +58,7 @@ class Splitting(eqx.Module):
 
     def __init__(self, sigma_data: Any, tau: Any = 0.0):
         self.sigma_data, self.tau = sigma_data, tau if np.ndim(tau) else float(tau)
-        if not (np.all(np.greater_equal(tau, 0)) and np.all(np.isfinite(tau))):
+        if is_concrete(tau) and not (np.all(np.greater_equal(tau, 0)) and np.all(np.isfinite(tau))):
             raise ValueError(f"tau is a number, at least 0; got {tau!r}.")
         if is_concrete(sigma_data):
             c = np.asarray(sigma_data, np.float64)
@@ -80,7 +80,7 @@ class Splitting(eqx.Module):
 
     def _squared(self, axes: int = 0) -> Any:
         """tau^2; of an array with `axes` axes behind."""
-        return trailing(np.asarray(self.tau) ** 2, axes) if np.ndim(self.tau) else self.tau**2
+        return trailing(self.tau**2, axes) if np.ndim(self.tau) else self.tau**2
 
     @property
     def ndim(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._numerics import broadcasting, namespace, trailing
+from .._numerics import broadcasting, floating, namespace, trailing
 from ..processes import AbstractProcess
 from ..splitting import Splitting, level
 from .linear import AbstractLinear, Pattern, Row, Sum
@@ -71,7 +71,7 @@ class AbstractPredictorCorrector(AbstractLinear):
             index = np.arange(self.window)
             correct = valid & (index < self.corrector) & valid[..., 1:2] if self.corrector else valid & False
             valid = xp.stack([valid & (index < self.predictor), correct], axis=-2)
-        valid, (splitting, before) = self.split(valid)
+        valid, (splitting, before) = self.split(valid if valid.dtype == bool else floating(valid, nodes))
         start, end = level(process, nodes[..., 0]), level(process, t_end)
         wide = lambda part: xp.expand_dims(part, -1 - c)  # noqa: E731
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -14,7 +14,7 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from .._numerics import broadcasting, namespace
+from .._numerics import broadcasting, floating, namespace
 from ..processes import AbstractProcess
 from ..splitting import Splitting, level
 from .linear import AbstractLinear, Pattern, Row
@@ -95,8 +95,7 @@ class ExponentialStages(AbstractLinear):
     def rows(self, process: AbstractProcess, prediction: str, nodes: Any, t_end: Any, valid: Any) -> Row:
         xp, splitting, c, s = namespace(nodes), self.splitting, self.splitting.ndim, self.steps_back
         t0 = nodes[..., 0]
-        if valid.dtype == bool:  # in diffeqsolve
-            valid = xp.asarray([s, *self.nodes], nodes.dtype)
+        valid = floating([s, *self.nodes] if valid.dtype == bool else valid, nodes)  # a mask in diffeqsolve, which knows no place in the grid
         start, end = level(process, t0), level(process, t_end)
         with np.errstate(divide="ignore", invalid="ignore"):
             h = end.lam - start.lam
