@@ -14,6 +14,8 @@ from .named import (
     SDEDPMSolver as SDEDPMSolver,
     SDEDPMSolverPP as SDEDPMSolverPP,
 )
+from .plain import PlainRK as PlainRK
+from .pndm import FON as FON, PNDM as PNDM
 from .predictor import SASolver as SASolver, UniPC as UniPC
 from .singlestep import ExponentialRK as ExponentialRK
 from .stages import ExponentialStages as ExponentialStages
