@@ -19,3 +19,5 @@ from .pndm import FON as FON, PNDM as PNDM
 from .predictor import SASolver as SASolver, UniPC as UniPC
 from .singlestep import ExponentialRK as ExponentialRK
 from .stages import ExponentialStages as ExponentialStages
+from .statistics import ModelStatistics as ModelStatistics, estimate_statistics as estimate_statistics
+from .v3 import DPMSolverV3 as DPMSolverV3

@@ -100,5 +100,11 @@ def sa_solver(case: Case) -> Run:
 
 
 def dpm_solver_v3(case: Case) -> Run:
-    process = aj.VPLinear()
-    return Run(network(case, process), process, "eps", case.array("timesteps"), Missing("DPMSolverV3"))
+    meta, process, grid = case.meta, aj.VPLinear(), case.array("timesteps")
+    l, s, b = (np.asarray(case.array(f"ems_{name}")) for name in "lsb")  # noqa: E741
+    if meta["degenerated"]:
+        l, s, b = np.ones_like(l), 0 * s, 0 * b  # noqa: E741
+    statistics = aj.solvers.ModelStatistics(np.linspace(process.lam(1.0), process.lam(grid[-1]), len(l)), l, s, b)
+    corrector = ("pseudo" if meta["c_pseudo"] else "exact") if meta["use_corrector"] else None
+    solver = aj.solvers.DPMSolverV3(statistics, meta["order"], corrector, meta["p_pseudo"], published=True)
+    return Run(network(case, process), process, "eps", grid, solver)
