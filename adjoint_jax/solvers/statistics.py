@@ -122,8 +122,10 @@ def estimate_statistics(
     """
     ends = np.asarray(term.process.lam(np.asarray(grid, np.float64)[[0, -1]]))
     if not np.isfinite(ends).all() or nodes < 3:
-        raise ValueError(f"Statistics need at least 3 nodes between finite lam; got {nodes} between {ends[0]:g} and {ends[1]:g}: choose another grid.")
-    lam = np.linspace(*ends, nodes)
+        raise ValueError(
+            f"Statistics need at least 3 nodes between finite lam; got {nodes} between {ends[0]:g} and {ends[1]:g}: choose another grid."
+        )
+    lam = np.linspace(ends[0], ends[1], nodes)
     times = jnp.asarray(term.process.t_of_lam(lam), x_0.dtype)
     x_0 = jnp.concatenate([x_0] * draws)
     keys = jax.random.split(key, nodes)

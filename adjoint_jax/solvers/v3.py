@@ -137,7 +137,7 @@ class DPMSolverV3(AbstractLinear):
         low, high = float(np.min(lams)), float(np.max(end))
         if not (low >= first - slack and high <= last + slack):
             raise ValueError(
-                f"The statistics go from lam = {first:g} to {last:g}, the grid from {low:g} to {high:g}: estimate them on this grid, or choose another."
+                f"The statistics go from lam = {first:g} to {last:g}, the grid from {low:g} to {high:g}: estimate them on this grid."
             )
 
     def _output(self, prediction: str, at: Level) -> tuple[Any, Any]:

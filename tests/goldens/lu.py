@@ -83,14 +83,19 @@ def dc_solver(case: Case) -> Run:
     meta = case.meta
     process, start, end = _lu_schedule(meta)
     grid = lu_grid(process, start, end, meta["skip_type"], meta["steps"])
-    return Run(network(case, process), process, "eps", grid, Missing("DCSolver"))
+    solver = aj.solvers.DCSolver(meta["dc_ratios"], meta["order"], meta["dc_order"], meta["variant"])
+    return Run(network(case, process), process, "eps", grid, solver)
 
 
 def usf(case: Case) -> Run:
     meta = case.meta
     process, start, end = _lu_schedule(meta)
-    grid = lu_grid(process, start, end, meta["skip_type"], len(meta["decisions"]["orders"]))
-    return Run(network(case, process), process, "eps", grid, Missing("USF: an order, a kind and a relaxation for each step"))
+    decisions = meta["decisions"]
+    grid = lu_grid(process, start, end, meta["skip_type"], len(decisions["orders"]))
+    splittings = [kind.removesuffix("_prediction") for kind in decisions["prediction_types"]]
+    relaxed = [kinds[0]["relaxation"] if kinds else None for kinds in decisions["derivative_types"]]
+    rules = [{None: "exact", "unipc-bh1": "bh1", "unipc-bh2": "midpoint", "dpmsolver-2": "midpoint"}[rule] for rule in relaxed]
+    return Run(network(case, process), process, "eps", grid, aj.Schedule(decisions["orders"], splittings, rules=rules))
 
 
 def sa_solver(case: Case) -> Run:
