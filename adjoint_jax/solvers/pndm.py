@@ -80,7 +80,7 @@ class _Started(AbstractLinear):
             table = floating(ADAMS_BASHFORTH[:, : self.steps_back], nodes)
             bashforth = xp.take(table, xp.where(whole, count, 1) - 1, axis=0)
             ratio, weight = self.move(start, end, t0, t_end)
-            stages = [xp.where(first, b, bashforth[..., 0] if s == 0 else 0) for s, b in enumerate(b_start)]
+            stages = [xp.where(first, float(b), bashforth[..., 0] if s == 0 else 0) for s, b in enumerate(b_start)]
             past = [xp.where(first, 0, bashforth[..., j]) for j in range(1, self.steps_back)]
             x = [ratio + weight * of_x * sum(stages), *(weight * of_f * b for b in stages), *(weight * b for b in past)]
             times = xp.stack([t0, *times], axis=-1)

@@ -173,7 +173,7 @@ class Scheduled(AbstractLinear):
             start, end = level(process, nodes[i, 1]), level(process, nodes[i, 0])
             there = valid[i, 1] & valid[i, 1, 1:2]
             step = Step.of(splitting, method[1], process, end, nodes[i][:, swapped], there[:, swapped])
-            found = weights(step, splitting.step(start, end), method[2])[:, swapped] * there[:, 1:2]
+            found = xp.where(there[:, 1:2], weights(step, splitting.step(start, end), method[2])[:, swapped], 0)
             return _shares(process, splitting, owners[i], nodes[i], there, found)
 
         with np.errstate(divide="ignore", invalid="ignore"):
