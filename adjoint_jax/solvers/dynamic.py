@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from .._numerics import broadcasting, is_concrete, lagrange, namespace, trailing
+from .._numerics import broadcasting, floating, is_concrete, lagrange, namespace, trailing
 from ..processes import AbstractProcess
 from ..splitting import Splitting
 from .linear import Pattern, Row
@@ -22,7 +22,8 @@ from .predictor import RULES, AbstractPredictorCorrector
 
 
 class DCSolver(AbstractPredictorCorrector):
-    """UniPC-p with dynamic compensation, equation (1); one network evaluation a step. Order p, and p + 1 where all r_i = 1.
+    """UniPC-p with dynamic compensation, equation (1); one network evaluation a step. Order p + 1 where all r_i = 1, as UniPC;
+    with ratios that do not tend to 1 with the steps it is 1: they are a correction for few steps.
 
     The ratios are differentiable: fit them by the gradient of the distance to a fine solution.
 
@@ -81,7 +82,7 @@ class DCSolver(AbstractPredictorCorrector):
     def rows(self, process: AbstractProcess, prediction: str, nodes: Any, t_end: Any, valid: Any) -> Row:
         if valid.ndim == nodes.ndim:
             raise ValueError("DCSolver's ratios belong to the steps of a grid, which only aj.sample knows: use aj.sample(..., solver=solver).")
-        xp, c, ratios = namespace(nodes, valid), self.splitting.ndim, valid[..., 0, -1]
+        xp, c, ratios = namespace(nodes), self.splitting.ndim, floating(valid[..., 0, -1], nodes)
         row = super().rows(process, prediction, nodes, t_end, valid[..., :-1] > 0)
         past = nodes[..., : self.compensation + 1]
         there = xp.concatenate([xp.ones_like(past[..., :1], bool), past[..., 1:] != past[..., :-1]], axis=-1)  # others repeat the first time

@@ -102,8 +102,8 @@ class PNDM(_Started):
     """Pseudo numerical methods, (1) and (2): DDIM's step with a Runge-Kutta start and then Adams-Bashforth's combination of eps for even steps.
 
     F-PNDM is the default, S-PNDM `PNDM(2, "heun")`, diffusers' PNDM with `skip_prk_steps` `PNDM(4, "heun")`. One evaluation a step; in the
-    order - 1 first steps of "runge-kutta" four, in the first of "heun" two. Order 2 at most in general, and 1 on uneven grids: the
-    coefficients know nothing of the grid. `aj.DEIS` has those that do.
+    order - 1 first steps of "runge-kutta" four, in the first of "heun" two. Order 2 on grids that are even
+    in a smooth variable (measured: in lam 2.0, in t 1.9), 1 on uneven grids: the coefficients know nothing of the grid. `aj.DEIS` has those that do.
 
     Args:
         order: 1 to 4.
@@ -134,7 +134,7 @@ class PNDM(_Started):
 class FON(_Started):
     """Fourth-order numerical method: Runge-Kutta, then Adams-Bashforth with the coefficients of even steps, on dx/dt in (x, t).
 
-    Cost as `PNDM`. Order 4 on grids even in t, 1 on others. With a difference the error stays above that of the quotient, whatever the steps.
+    Cost as `PNDM`. Order 4 on grids even in t, 2 on those even in another smooth variable, 1 on uneven ones. With a difference the error stays above that of the quotient, whatever the steps.
 
     Args:
         order: 1 to 4.

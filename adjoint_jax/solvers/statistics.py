@@ -71,7 +71,7 @@ class ModelStatistics(eqx.Module):
         xp, gap, last, c = namespace(lam), self.gap, len(self.lam) - 1, self.ndim
         place = (lam - float(self.lam[0])) / gap
         index = xp.clip(xp.floor(place), 0, last - 1).astype(int)
-        share = trailing(place - index, c)
+        share = trailing(place - index.astype(place.dtype), c)
         inner = xp.clip(share, 0, 1)
         tables = {name: floating(table, lam) for name, table in self.tables().items()}
 
@@ -163,5 +163,6 @@ def _regression(term: DiffusionTerm, args: Args, x: State, t: Any, l: Any, chang
     mean, mean_along = jnp.mean(value, axis=0), jnp.mean(along, axis=0)
     centred = value - mean[None]
     variance = jnp.mean(centred**2, axis=0)
-    s = jnp.where(variance > 0, jnp.mean(centred * along, axis=0) / jnp.where(variance > 0, variance, 1), 0)
+    noisy = variance <= (1e3 * jnp.finfo(x.dtype).eps) ** 2 * jnp.mean((x / process.alpha(t)) ** 2, axis=0)  # f is rounding error alone
+    s = jnp.where(noisy, 0, jnp.mean(centred * along, axis=0) / jnp.where(noisy, 1, variance))
     return s, mean_along - s * mean

@@ -48,7 +48,8 @@ def powers(nodes: Any, valid: Any, at: Any) -> Any:
 class DPMSolverV3(AbstractLinear):
     """DPM-Solver-v3, equations (1)-(3): one evaluation a step.
 
-    TODO order.
+    Order p without corrector; with one, 2 (also for p = 1). Statistics are linear between their nodes, and their kinks hold order 3 to 2 once the
+    steps are shorter than the gaps between nodes (2.3 measured; 3 for constant statistics). It is made for few steps.
 
     Args:
         statistics: l, s and b of the network, from `estimate_statistics` or `ModelStatistics.load`; the grid lies within their nodes.
@@ -136,9 +137,7 @@ class DPMSolverV3(AbstractLinear):
         first, last, slack = self.statistics.lam[0], self.statistics.lam[-1], 1e-6 * self.statistics.gap
         low, high = float(np.min(lams)), float(np.max(end))
         if not (low >= first - slack and high <= last + slack):
-            raise ValueError(
-                f"The statistics go from lam = {first:g} to {last:g}, the grid from {low:g} to {high:g}: estimate them on this grid."
-            )
+            raise ValueError(f"The statistics go from lam = {first:g} to {last:g}, the grid from {low:g} to {high:g}: estimate them on this grid.")
 
     def _output(self, prediction: str, at: Level) -> tuple[Any, Any]:
         """(A, B) of f = A x + B p."""
