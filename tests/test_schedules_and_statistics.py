@@ -1,6 +1,7 @@
 """PNDM, FON, plain Runge-Kutta, DPM-Solver-v3, DC-Solver and schedules: exact gradients, what they reduce to, orders, and their files."""
 
 import json
+from itertools import pairwise
 
 import diffrax
 import jax
@@ -114,7 +115,7 @@ def test_euler_on_a_flow():
     """x + h v, from alpha = 0 to sigma = 0."""
     term, ts = aj.DiffusionTerm(lambda x, t, args: jnp.sin(3 * x + t), aj.FlowMatching(), "flow"), np.linspace(1, 0, 6)
     x = X
-    for t0, t1 in zip(ts[:-1], ts[1:], strict=True):
+    for t0, t1 in pairwise(ts):
         x = x + (t1 - t0) * jnp.sin(3 * x + t0)
     assert relative(aj.sample(term, X, grid=ts, solver=aj.solvers.PlainRK(diffrax.Euler())), x) < 1e-14
     assert np.isfinite(aj.sample(term, X, grid=ts, solver=aj.solvers.PlainRK(diffrax.Heun()))).all()

@@ -134,7 +134,8 @@ class PNDM(_Started):
 class FON(_Started):
     """Fourth-order numerical method: Runge-Kutta, then Adams-Bashforth with the coefficients of even steps, on dx/dt in (x, t).
 
-    Cost as `PNDM`. Order 4 on grids even in t, 2 on those even in another smooth variable, 1 on uneven ones. With a difference the error stays above that of the quotient, whatever the steps.
+    Cost as `PNDM`. Order 4 on grids even in t, 2 on those even in another smooth variable, 1 on uneven ones.
+    With a difference the error stays above that of the quotient, whatever the steps.
 
     Args:
         order: 1 to 4.
