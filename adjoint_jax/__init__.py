@@ -23,6 +23,7 @@ from .solvers import (
     DPMSolverPP as DPMSolverPP,
     Exponential as Exponential,
     ExponentialRK as ExponentialRK,
+    Schedule as Schedule,
     SDEDPMSolverPP as SDEDPMSolverPP,
     UniPC as UniPC,
 )

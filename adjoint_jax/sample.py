@@ -13,7 +13,7 @@ from ._numerics import at_least_float32, is_concrete
 from ._types import Args, ArrayLike, State
 from .adjoints import AbstractSamplerAdjoint, DiscreteAdjoint
 from .adjoints._computation import Computation, run_direct
-from .solvers import AbstractSampler, DPMSolverPP, ExponentialRK
+from .solvers import AbstractSampler, DPMSolverPP, ExponentialRK, Schedule, Scheduled
 from .solvers._base import as_dtype
 from .terms import DiffusionTerm
 
@@ -31,7 +31,7 @@ def sample(
     args: Args = None,
     *,
     grid: ArrayLike,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: diffrax.AbstractSolver | Schedule | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
     key: Any = None,
     noise: Any = None,
@@ -45,7 +45,8 @@ def sample(
         args: what the network is given; float leaves are differentiable; `aj.PerStep(v)` gives interval i its own v[i].
         grid: N + 1 strictly decreasing times of the process, N >= 1. Concrete: weights in float64 on the host. Traced: weights in the
             graph, the grid differentiable under exact adjoints, its order and range unchecked.
-        solver: a solver of `aj.solvers`, `DPMSolverPP(order=2)` unless given; an explicit stock diffrax solver stands for `ExponentialRK(solver)`.
+        solver: a solver of `aj.solvers`, `DPMSolverPP(order=2)` unless given; an explicit stock diffrax solver stands for
+            `ExponentialRK(solver)`, an `aj.Schedule` for `aj.solvers.Scheduled(schedule)`.
         adjoint: `DiscreteAdjoint()` (exact) unless given; never changes the sample.
         key, noise: for stochastic solvers one of the two, for others neither. `noise` `[steps, *x]`, or `[steps, k, *x]` for a solver with k
             draws a step, standard normal and differentiable; a key means `normal(fold_in(key, i), noise.shape[1:])` for step i.
@@ -71,7 +72,7 @@ def invert(
     args: Args = None,
     *,
     grid: ArrayLike,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: diffrax.AbstractSolver | Schedule | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
     save: bool = False,
 ) -> Any:
@@ -128,6 +129,8 @@ def _as_sampler(solver: Any) -> AbstractSampler:
         return DPMSolverPP(order=2)
     if isinstance(solver, AbstractSampler):
         return solver
+    if isinstance(solver, Schedule):
+        return Scheduled(solver)
     if isinstance(solver, diffrax.AbstractSolver):
         return ExponentialRK(solver)
     raise TypeError(f"solver must be a solver of aj.solvers or an explicit diffrax solver; got {type(solver).__name__}.")

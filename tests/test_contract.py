@@ -40,6 +40,7 @@ SIGNATURES = {
     "UniPC": "(order=2, variant='bh2', sigma_data=0.0, corrector=True, lower_order_final=True, uncorrected=())",
     "Exponential": "(order=2, sigma_data=1.0, variable='lam', tau=0.0, lower_order_final=False)",
     "ExponentialRK": "(solver, sigma_data=inf)",
+    "Schedule": "(orders, splittings='data', variables='lam', rules='exact', correctors=0, times=None)",
     "DirectAdjoint": "()",
     "DiscreteAdjoint": "(keep=0, unroll=1)",
     "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode='PECE', published=False, unroll=1)",

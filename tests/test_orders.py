@@ -53,6 +53,9 @@ SAMPLERS = [
     (aj.Exponential(2, np.array([0.5, 1.0])), 2),
     *((aj.ExponentialRK(stock, c), order) for c in (0.7, np.inf) for order, stock in enumerate(STOCK, 1)),
     (aj.ExponentialRK(diffrax.Tsit5(), 0.0), 5),
+    (aj.solvers.PlainRK(diffrax.Heun()), 2),
+    (aj.solvers.PNDM(4, "heun"), 2),
+    (aj.solvers.FON(2, "heun"), 2),
     (aj.ExponentialRK(diffrax.Bosh3(), np.array([0.5, 1.0])), 3),
 ]
 

@@ -3,6 +3,7 @@
 from ._base import AbstractSampler as AbstractSampler
 from .ancestral import Ancestral as Ancestral, Churn as Churn, DPMSolverPPSDE as DPMSolverPPSDE
 from .ddim import DDIM as DDIM
+from .dynamic import DCSolver as DCSolver
 from .linear import AbstractLinear as AbstractLinear
 from .multistep import AbstractMultistep as AbstractMultistep
 from .named import (
@@ -14,6 +15,11 @@ from .named import (
     SDEDPMSolver as SDEDPMSolver,
     SDEDPMSolverPP as SDEDPMSolverPP,
 )
+from .plain import PlainRK as PlainRK
+from .pndm import FON as FON, PNDM as PNDM
 from .predictor import SASolver as SASolver, UniPC as UniPC
+from .schedule import Schedule as Schedule, Scheduled as Scheduled
 from .singlestep import ExponentialRK as ExponentialRK
 from .stages import ExponentialStages as ExponentialStages
+from .statistics import ModelStatistics as ModelStatistics, estimate_statistics as estimate_statistics
+from .v3 import DPMSolverV3 as DPMSolverV3

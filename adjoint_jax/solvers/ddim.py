@@ -15,7 +15,7 @@ from .._numerics import broadcasting, namespace
 from ..processes import AbstractProcess
 from ..splitting import Splitting, level
 from .linear import AbstractLinear, Pattern, Row
-from .multistep import output
+from .step import output
 
 
 class DDIM(AbstractLinear):

@@ -1,7 +1,7 @@
 """A step that is linear but for the network: the one machine that every solver here runs on.
 
 A step reads the network at S points and then writes x and the registers that the solver carries along, each a sum over values v_b --
-x, the registers, the Gaussian draws z0, z1, ... of the step, the outputs F0, F1, ... of its stages so far:
+x, the registers, the Gaussian draws z0, z1, ... of the step, the constant `one`, the outputs F0, F1, ... of its stages so far:
 
     X_s = sum_b R_sb v_b,    F_s = A_s X_s + B_s p(X_s, t_s),    s = 0 .. S-1                                        (1)
     v'_r = sum_b W_rb v_b                                                                                         (2)
@@ -126,7 +126,7 @@ class AbstractLinear(AbstractSampler):
             times = known[:-1]
         if pattern.draws and solver_state.noise is None:
             raise ValueError(f"{type(self).__name__} draws noise, which only aj.sample gives it: use aj.sample(..., key=key).")
-        values = {"x": y0, **solver_state.registers}
+        values = {"x": y0, "one": zeros_like(y0) + 1, **solver_state.registers}
         values |= {f"z{k}": solver_state.noise[k] for k in range(pattern.draws)}
         for s, (what, weights) in enumerate(zip(pattern.reads, row.reads, strict=True)):
             x = total(values, what, weights)

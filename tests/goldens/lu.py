@@ -91,14 +91,19 @@ def dc_solver(case: Case) -> Run:
     meta = case.meta
     process, start, end = _lu_schedule(meta)
     grid = lu_grid(process, start, end, meta["skip_type"], meta["steps"])
-    return Run(network(case, process), process, "eps", grid, Missing("DCSolver"))
+    solver = aj.solvers.DCSolver(meta["dc_ratios"], meta["order"], meta["dc_order"], meta["variant"])
+    return Run(network(case, process), process, "eps", grid, solver)
 
 
 def usf(case: Case) -> Run:
     meta = case.meta
     process, start, end = _lu_schedule(meta)
-    grid = lu_grid(process, start, end, meta["skip_type"], len(meta["decisions"]["orders"]))
-    return Run(network(case, process), process, "eps", grid, Missing("USF: an order, a kind and a relaxation for each step"))
+    decisions = meta["decisions"]
+    grid = lu_grid(process, start, end, meta["skip_type"], len(decisions["orders"]))
+    splittings = [kind.removesuffix("_prediction") for kind in decisions["prediction_types"]]
+    relaxed = [kinds[0]["relaxation"] if kinds else None for kinds in decisions["derivative_types"]]
+    rules = [{None: "exact", "unipc-bh1": "bh1", "unipc-bh2": "midpoint", "dpmsolver-2": "midpoint"}[rule] for rule in relaxed]
+    return Run(network(case, process), process, "eps", grid, aj.Schedule(decisions["orders"], splittings, rules=rules))
 
 
 def sa_solver(case: Case) -> Run:
@@ -116,5 +121,11 @@ def sa_solver(case: Case) -> Run:
 
 
 def dpm_solver_v3(case: Case) -> Run:
-    process = aj.VPLinear()
-    return Run(network(case, process), process, "eps", case.array("timesteps"), Missing("DPMSolverV3"))
+    meta, process, grid = case.meta, aj.VPLinear(), case.array("timesteps")
+    l, s, b = (np.asarray(case.array(f"ems_{name}")) for name in "lsb")  # noqa: E741
+    if meta["degenerated"]:
+        l, s, b = np.ones_like(l), 0 * s, 0 * b  # noqa: E741
+    statistics = aj.solvers.ModelStatistics(np.linspace(process.lam(1.0), process.lam(grid[-1]), len(l)), l, s, b)
+    corrector = ("pseudo" if meta["c_pseudo"] else "exact") if meta["use_corrector"] else None
+    solver = aj.solvers.DPMSolverV3(statistics, meta["order"], corrector, meta["p_pseudo"], published=True)
+    return Run(network(case, process), process, "eps", grid, solver)

@@ -9,6 +9,7 @@ times, where it is another (rounded timesteps), is written down in the network.
 
 from typing import Any
 
+import diffrax
 import numpy as np
 
 import adjoint_jax as aj
@@ -17,7 +18,7 @@ from .cases import Case
 from .lu import dc_solver, dpm_solver, dpm_solver_v3, lu_blocks, sa_solver, unipc, usf
 from .runs import Missing as Missing, Run as Run, levels, network, table
 from .schedulers import diffusers
-from .tables import HEUN, TABLEAUX, Tabulated
+from .tables import HEUN, TABLEAUX, Root, Tabulated
 
 
 def edm(case: Case) -> Run:
@@ -32,10 +33,23 @@ def edm(case: Case) -> Run:
     rho = np.unique(np.exp(-case.array("lam_eval")).round(14))[::-1]
     keep = np.append(np.diff(rho) < -1e-9 * rho[1:], True)
     grid = np.append(rho[keep], 0.0)
-    solver = aj.DDIM() if meta["solver"] == "euler" else HEUN
-    if (meta["schedule"], meta["scaling"]) != ("linear", "none"):
-        solver = Missing("Euler and Heun in t of a schedule of one's own")
-    return Run(network(case, process), process, "eps", grid, solver, scale=grid[0])
+    solver = diffrax.Euler() if meta["solver"] == "euler" else HEUN
+    if (meta["schedule"], meta["scaling"]) == ("vp", "vp"):
+        first, last = np.log1p(grid[0] ** 2), np.log1p(grid[-2] ** 2)
+        slope = 2 * (last / 1e-3 - first) / (1e-3 - 1)
+        process = aj.VPLinear(first - slope / 2, first + slope / 2)
+    elif meta["schedule"] == "ve":
+        process = Root()
+    if meta["schedule"] == "linear":
+        return Run(network(case, process), process, "eps", grid, solver, scale=grid[0])
+    return _in_its_own_t(case, process, grid, solver)
+
+
+def _in_its_own_t(case: Case, process: Any, rho: Any, solver: Any) -> Run:
+    """Plain steps in (x, t) of a schedule, whose times are those of the noise levels."""
+    grid = levels(process, rho)
+    scale = float(process.sigma(grid[0]))
+    return Run(network(case, process), process, "eps", grid, aj.solvers.PlainRK(solver), scale=scale)
 
 
 def k_diffusion(case: Case) -> Run:
@@ -140,9 +154,15 @@ def pndm(case: Case) -> Run:
     process, steps = table("linear"), case.meta["steps"]
     told = np.arange(0, 1000, 1000 // steps)[::-1].astype(float)
     grid = np.append(told + 1, 0.0)
-    name = case.meta["sampler"]
-    net = network(case, process, times=grid[:-1], lams=process.lam(told))
-    return Run(net, process, "eps", grid, aj.DDIM() if name == "DDIM" else Missing(name))
+    middles = np.append(told, told[:3] - 500 // steps)
+    solvers = {
+        "DDIM": aj.DDIM(),
+        "F-PNDM": aj.solvers.PNDM(),
+        "S-PNDM": aj.solvers.PNDM(2, "heun"),
+        "FON": aj.solvers.FON(difference=1.0),
+    }
+    net = network(case, process, times=middles + 1, lams=process.lam(middles))
+    return Run(net, process, "eps", grid, solvers[case.meta["sampler"]])
 
 
 def belm(case: Case) -> Run:

@@ -22,6 +22,25 @@ class Tabulated(aj.DEIS):
         return super().table(process, prediction, ts)._replace(x=np.concatenate([np.asarray(self.ratios)[:, None], self.values], axis=1))
 
 
+class Root(aj.EDM):
+    """alpha = 1, sigma = sqrt(t): EDM's ablation "ve"."""
+
+    @property
+    def span(self) -> tuple[Any, Any]:
+        return (6400.0, 4e-6)
+
+    def log_sigma(self, t: Any) -> Any:
+        return super().log_sigma(t) / 2
+
+    def rates(self, t: Any) -> tuple[Any, Any]:
+        zero = self.log_alpha(t)
+        with np.errstate(divide="ignore"):
+            return zero, 0.5 / self.sigma(t)
+
+    def t_of_lam(self, lam: Any) -> Any:
+        return super().t_of_lam(2 * lam)
+
+
 def tableau(name: str, a: Any, b: Any) -> diffrax.AbstractSolver:
     """An explicit Runge-Kutta solver from its Butcher tableau."""
     a, b = [np.asarray(row, np.float64) for row in a], np.asarray(b, np.float64)
