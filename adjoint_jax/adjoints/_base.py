@@ -33,6 +33,15 @@ class AbstractSamplerAdjoint(diffrax.AbstractAdjoint):
         return _final_state(init_state, saveat, stepsize_controller.ts, y1, args), {}
 
 
+def check_ode(adjoint: Any, computation: Computation) -> None:
+    """Raises where a continuous adjoint, which follows the ODE from state to state, is not that of the computation."""
+    name, solver = type(adjoint).__name__, type(computation.solver).__name__
+    if computation.noise is not None:
+        raise ValueError(f"{name} follows the ODE, and {solver} draws noise: use DiscreteAdjoint.")
+    if not computation.solver.follows_ode:
+        raise ValueError(f"{name} follows the ODE from single states, and {solver} reflects them or carries a second one: use DiscreteAdjoint.")
+
+
 def _check_supported(adjoint: Any, solver: Any, controller: Any, event: Any, saveat: Any) -> None:
     name = type(adjoint).__name__
     if not isinstance(solver, AbstractSampler):
