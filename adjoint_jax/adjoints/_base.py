@@ -18,7 +18,7 @@ class AbstractSamplerAdjoint(diffrax.AbstractAdjoint):
     """An adjoint whose core takes the computation and returns (final state, states or None), differentiable by `jax.custom_vjp`."""
 
     @abc.abstractmethod
-    def run(self, computation: Computation) -> tuple[State, Any]:
+    def run(self, computation: Computation) -> tuple[Any, Any]:
         """The values of the computation, with this adjoint's derivative."""
 
     def loop(self, *, args: Any, terms: Any, solver: Any, stepsize_controller: Any, event: Any, saveat: Any, init_state: Any, **kwargs: Any) -> Any:

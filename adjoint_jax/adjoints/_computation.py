@@ -155,7 +155,7 @@ def run_forward(step: Callable, shared: Any, carry: Any, inputs: Inputs, record:
     return jax.lax.scan(body, carry, inputs)
 
 
-def run_direct(computation: Computation) -> tuple[State, Any]:
+def run_direct(computation: Computation) -> tuple[Any, Any]:
     """The final state and, if asked, all states after the first: plain autodiff in either mode."""
     shared, _ = computation.shared()
     record = partial(_saved, computation.save, computation.paired)

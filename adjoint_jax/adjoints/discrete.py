@@ -44,7 +44,7 @@ class DiscreteAdjoint(AbstractSamplerAdjoint):
             raise ValueError(f"DiscreteAdjoint(keep={keep!r}): this version recomputes every step; use keep=0, or DirectAdjoint, which keeps all.")
         self.keep, self.unroll = keep, checked_unroll(unroll)
 
-    def run(self, computation: Computation) -> tuple[State, Any]:
+    def run(self, computation: Computation) -> tuple[Any, Any]:
         shared, _ = computation.shared()
         carry, inputs = computation.carry(), computation.inputs()
         step = closed(computation.step, shared, carry, first(inputs))
@@ -62,7 +62,7 @@ class _Values(NamedTuple):
 
 
 @eqx.filter_custom_vjp
-def _run(vjp_arg: Any, solver: Any, values: _Values, unroll: int) -> tuple[State, Any]:
+def _run(vjp_arg: Any, solver: Any, values: _Values, unroll: int) -> tuple[Any, Any]:
     step, shared, carry, inputs = vjp_arg
     carry, states = run_forward(step, shared, carry, inputs, lambda _, following: values.saved(following))
     return value_of(carry, values.paired), states

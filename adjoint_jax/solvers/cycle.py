@@ -40,7 +40,7 @@ def encode_noise(
     solver: AbstractLinear,
     key: Any = None,
     noise: Any = None,
-) -> tuple[State, State]:
+) -> tuple[State, Any]:
     """(x_T, z): the start and the noises `[steps, *x]` with which `aj.sample(term, x_T, args, grid=grid, solver=solver, noise=z)` is x_0.
 
     Decoding with other args edits the image. One evaluation a step. Exact where every step adds noise; a last step into sigma = 0 adds
@@ -72,7 +72,7 @@ def encode_noise(
     times, rows, added = jnp.asarray(ts, x_0.dtype), as_dtype(rows, x_0.dtype), jnp.asarray(added, x_0.dtype)
     x_T = path["mean"][0] * x_0 + path["start"] * noise[0]
 
-    def body(carry: Any, inputs: Any) -> tuple[Any, State]:
+    def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
         x, state = carry
         t0, t1, row, s, mean, following, keep, spread, n = inputs
         state = eqx.tree_at(_given, state, (row, jnp.zeros_like(x)[None]), is_leaf=lambda leaf: leaf is None)
@@ -93,7 +93,7 @@ def _given(state: Any) -> tuple[Any, Any]:
     return state.row, state.noise
 
 
-def _path_noise(key: Any, noise: Any, steps: int, x: State) -> State:
+def _path_noise(key: Any, noise: Any, steps: int, x: State) -> Any:
     if (key is None) == (noise is None):
         raise ValueError(f"encode_noise draws a path: give either key or noise, not {'both' if noise is not None else 'neither'}.")
     if noise is None:

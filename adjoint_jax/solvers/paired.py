@@ -11,7 +11,6 @@ from typing import Any
 
 import equinox as eqx
 
-from .._types import State
 from ..processes import AbstractProcess
 from .linear import AbstractLinear, Pattern, Row
 
@@ -28,7 +27,7 @@ class Paired(eqx.Module):
         back = aj.invert(term, aj.sample(term, aj.Paired(x_T), args, grid=ts, solver=aj.BDIA()), args, grid=ts, solver=aj.BDIA())
     """
 
-    x: State
+    x: Any
     aux: Any = None
 
 

@@ -6,11 +6,13 @@ With Phi_i(x; j) the step of a one-step solver from t_i to t_j, both directions 
     x_{i-1} = (1/g) x_{i+1} - (1/g) Phi_i(x_i; i+1) + Phi_i(x_i; i-1)                                             (2)
 
 so that the inverse is (1) on the reversed grid with 1/g for g. O-BELM is (1) on Euler's step in the variable u of a splitting (DDIM for
-rho) with g = q^2, q = (u_{i+1} - u_i) / (u_i - u_{i-1}), for which the term of second order cancels; reversed, q is 1/q.
+rho) in z = x/m, hence with g = q^2 m_{i+1}/m_{i-1}, q = (u_{i+1} - u_i) / (u_i - u_{i-1}), for which the term of second order
+cancels; reversed, q is 1/q and g is 1/g.
 """
 
 import abc
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import diffrax
@@ -160,7 +162,7 @@ class _Growing(AbstractTwoStep):
 
 
 class BELM(AbstractTwoStep):
-    """O-BELM, equation (1) with g = q^2: order 2, one evaluation a step, exactly invertible and its own inverse.
+    """O-BELM, equation (1) with g = q^2 m_{i+1}/m_{i-1}: order 2, one evaluation a step, exactly invertible and its own inverse.
 
     Args:
         sigma_data: infinity, the published one (on eps, in rho); or 0, a positive number, or an array that broadcasts against the
@@ -183,8 +185,9 @@ class BELM(AbstractTwoStep):
 
     def gain(self, process: AbstractProcess, before: Any, now: Any, after: Any) -> Any:
         times = [level(process, t) for t in (before, now, after)]
-        lengths = [self.splitting.step(one, two) / self.splitting.scale(two) for one, two in zip(times, times[1:], strict=False)]
-        return (lengths[1] / lengths[0]) ** 2
+        scales = [self.splitting.scale(at) for at in times]
+        lengths = [self.splitting.step(*ends) / scale for ends, scale in zip(pairwise(times), scales[1:], strict=True)]
+        return (lengths[1] / lengths[0]) ** 2 * scales[2] / scales[0]
 
     @property
     def inverse(self) -> AbstractPaired:
