@@ -15,7 +15,6 @@ import equinox as eqx
 import jax
 
 from .._numerics import at_least_float32, zeros_like
-from .._types import State
 from ._base import AbstractSamplerAdjoint
 from ._computation import Computation, add_to_value, closed, first, run_forward, value_of
 

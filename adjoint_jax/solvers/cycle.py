@@ -19,7 +19,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .. import grids
 from .._numerics import at_least_float32, broadcasting, is_concrete, namespace

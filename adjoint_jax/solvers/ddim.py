@@ -56,13 +56,7 @@ class DDIM(AbstractLinear):
         with np.errstate(divide="ignore", invalid="ignore"):
             weights = [end.alpha / start.alpha, self.splitting.step(start, end)]
             if self.eta:
-                noise = (
-                    self.eta
-                    * (end.sigma / start.sigma)
-                    * xp.sqrt(start.sigma**2 - (end.sigma * start.alpha / end.alpha) ** 2)
-                    / start.alpha
-                    * end.alpha
-                )
+                noise = self.eta * end.sigma / start.sigma * xp.sqrt(start.sigma**2 - (end.sigma * start.alpha / end.alpha) ** 2)
                 # (1): sqrt(sigma^2 - s^2) - sigma = -s^2 / (sqrt(sigma^2 - s^2) + sigma), without the difference
                 left = xp.sqrt(xp.maximum(end.sigma**2 - noise**2, 0))
                 taken = xp.where(end.sigma > 0, noise**2 / xp.where(end.sigma > 0, left + end.sigma, 1), 0)

@@ -111,5 +111,5 @@ class EDICT(AbstractInvertible):
         xp, tail = namespace(t), -1 - self.splitting.ndim
         with np.errstate(divide="ignore", invalid="ignore"):
             fields = [xp.stack([part, part], axis=tail) for part in output(self.splitting, prediction, level(process, t))]
-        weights = [xp.stack(parts, axis=tail) for parts in (*reads, x, aux)]
-        return Row(xp.stack([t, t], axis=-1), *fields, tuple(weights[:2]), weights[2], {"aux": weights[3]})
+        first, second, of_x, of_aux = (xp.stack(parts, axis=tail) for parts in (*reads, x, aux))
+        return Row(xp.stack([t, t], axis=-1), fields[0], fields[1], (first, second), of_x, {"aux": of_aux})

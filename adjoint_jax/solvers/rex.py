@@ -112,7 +112,8 @@ class Rex(AbstractInvertible):
     def _steps(self, process: AbstractProcess, prediction: str, t0: Any, t1: Any) -> tuple[Row, Row]:
         """The steps of the solver from t0 to t1 and back."""
         tableau = tableau_of(self.solver)
-        return tuple(exponential_rows(self.splitting, tableau, process, prediction, *ends) for ends in ((t0, t1), (t1, t0)))
+        step = lambda *ends: exponential_rows(self.splitting, tableau, process, prediction, *ends)  # noqa: E731
+        return step(t0, t1), step(t1, t0)
 
     def _parts(self, row: Row) -> list[Any]:
         """The weights of x and of the stages at the end of a step."""

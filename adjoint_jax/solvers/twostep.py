@@ -31,7 +31,10 @@ from .singlestep import ExponentialRK
 class AbstractTwoStep(AbstractPaired):
     """Equation (1)."""
 
-    solver: eqx.AbstractVar[AbstractLinear]
+    @property
+    @abc.abstractmethod
+    def base(self) -> AbstractLinear:
+        """The one-step solver."""
 
     @abc.abstractmethod
     def gain(self, process: AbstractProcess, before: Any, now: Any, after: Any) -> Any:
@@ -43,30 +46,30 @@ class AbstractTwoStep(AbstractPaired):
 
     @property
     def pattern(self) -> Pattern:
-        base = self.solver.pattern
+        base = self.base.pattern
         back = [self._renamed(what) for what in base.reads[1:]]
         names = dict.fromkeys(["x", "aux", *base.x, *self._renamed(base.x)])
         return Pattern((*base.reads, *back), tuple(names), {"aux": "x"}, copies=("aux",))
 
     def _renamed(self, what: Any) -> tuple[str, ...]:
         """A sum of the step towards t_{i-1}, whose first stage is that of the other and whose further ones follow."""
-        stages = len(self.solver.pattern.reads)
+        stages = len(self.base.pattern.reads)
         new = {f"F{s}": f"F{stages - 1 + s}" for s in range(1, stages)}
-        return tuple(new.get(name, name) for name in what)
+        return tuple(new.get(name, name) for name in ((what,) if isinstance(what, str) else what))
 
     @broadcasting
     def rows(self, process: AbstractProcess, prediction: str, nodes: Any, t_end: Any, valid: Any) -> Row:
         xp, now = namespace(nodes), nodes[..., :1]
         second = valid[..., 1]
         before = xp.where(second, nodes[..., 1], t_end)  # any step of finite length, where there is none before
-        ahead = self.solver.rows(process, prediction, now, t_end, valid[..., :1])
-        back = self.solver.rows(process, prediction, now, before, valid[..., :1])
+        ahead = self.base.rows(process, prediction, now, t_end, valid[..., :1])
+        back = self.base.rows(process, prediction, now, before, valid[..., :1])
         c = ahead.x.ndim - nodes.ndim
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = self.gain(process, before, nodes[..., 0], t_end)
         wide = second.reshape(second.shape + (1,) * c)
         gain = xp.where(wide, xp.where(wide, gain.reshape(gain.shape + (1,) * (c + second.ndim - gain.ndim)), 1), 0)
-        base, at = self.solver.pattern.x, lambda row, k: row.x[(..., k, *(slice(None),) * c)]
+        base, at = self.base.pattern.x, lambda row, k: row.x[(..., k, *(slice(None),) * c)]
         parts = {"x": 0, "aux": gain + 0 * at(ahead, 0)}
         for k, (one, two) in enumerate(zip(base, self._renamed(base), strict=True)):
             parts[one] = parts.get(one, 0) + at(ahead, k)
@@ -125,6 +128,10 @@ class BDIA(AbstractTwoStep):
             raise ValueError(f"BDIA's gamma is above 0 and at most 1; got {gamma!r}.")
         self.gamma, self.solver = float(gamma), _one_step(DDIM() if solver is None else solver, "BDIA")
 
+    @property
+    def base(self) -> AbstractLinear:
+        return self.solver
+
     def order(self, terms: Any) -> int:
         return 2 if self.gamma == 1 else 1
 
@@ -147,7 +154,7 @@ class _Growing(AbstractTwoStep):
     forward: BDIA
 
     @property
-    def solver(self) -> AbstractLinear:
+    def base(self) -> AbstractLinear:
         return self.forward.solver
 
     def order(self, terms: Any) -> int:
@@ -174,11 +181,14 @@ class BELM(AbstractTwoStep):
         pair = aj.invert(term, x_0, args, grid=ts, solver=aj.solvers.BELM())
     """
 
-    solver: AbstractLinear
     splitting: Splitting
 
     def __init__(self, sigma_data: Any = np.inf):
-        self.solver, self.splitting = ExponentialRK(diffrax.Euler(), sigma_data), Splitting(sigma_data)
+        self.splitting = Splitting(sigma_data)
+
+    @property
+    def base(self) -> AbstractLinear:
+        return ExponentialRK(diffrax.Euler(), self.splitting.sigma_data)
 
     def order(self, terms: Any) -> int:
         return 2
