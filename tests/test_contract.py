@@ -32,6 +32,9 @@ SIGNATURES = {
     "VE": "(sigma_min=0.02, sigma_max=100.0)",
     "EDM": "()",
     "FlowMatching": "()",
+    "Paired": "(x, aux=None)",
+    "BDIA": "(gamma=1.0, solver=None)",
+    "Rex": "(solver=None, zeta=0.999, sigma_data=0.0)",
     "DDIM": "(eta=0.0)",
     "DEIS": "(order=3, variable='t', lower_order_final=False)",
     "DPMSolver": "(order=2, solver_type='midpoint', lower_order_final=False, published=False)",
@@ -57,7 +60,7 @@ NETWORKS = {
     "edm_precondition": "(network, sigma_data=0.5)",
 }
 LATER = {
-    "sde_terms", "Paired", "EDMHeun", "BDIA", "Rex", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
+    "sde_terms", "EDMHeun", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
     "from_scheduler_config", "search_schedule",
 }  # fmt: skip
 
