@@ -53,6 +53,12 @@ SAMPLERS = [
     (aj.Exponential(2, np.array([0.5, 1.0])), 2),
     *((aj.ExponentialRK(stock, c), order) for c in (0.7, np.inf) for order, stock in enumerate(STOCK, 1)),
     (aj.ExponentialRK(diffrax.Tsit5(), 0.0), 5),
+    (aj.BDIA(), 2),
+    (aj.BDIA(0.5), 1),
+    (aj.solvers.BELM(0.7), 2),
+    (aj.solvers.EDICT(), 1),
+    (aj.Rex(), 2),
+    (aj.Rex(diffrax.Bosh3(), sigma_data=0.7), 3),
     (aj.ExponentialRK(diffrax.Bosh3(), np.array([0.5, 1.0])), 3),
 ]
 

@@ -122,9 +122,7 @@ class AbstractLinear(AbstractSampler):
         pattern, row, times = self.pattern, solver_state.row, solver_state.times
         if row is None:
             if pattern.counted:
-                raise ValueError(
-                    f"{type(self).__name__} counts its steps, which only aj.sample and the adjoints of aj.adjoints do: use one of these."
-                )
+                raise ValueError(f"{type(self).__name__} counts its steps, which only aj.sample and our adjoints do: use one of these.")
             t0, t1 = (jnp.asarray(t * direction, y0.dtype) for t in (t0, t1))
             known = jnp.concatenate([t0[None], times])
             valid = jnp.isfinite(known)
