@@ -126,7 +126,7 @@ def test_recovered_noises_make_the_image(noisy, t_end):
 
 
 def test_recovered_noises_are_gaussian():
-    """Of many images of the model's own data: mean 0, variance 1, uncorrelated in time; from independent marginals their variance is several times larger."""
+    """Of many images of the model's own data: mean 0, variance 1, uncorrelated in time, which independent marginals do not give."""
     process, count = aj.VPLinear(), 4000
     term, ts = gaussian(process, "eps", 0.6), aj.grids.uniform(process, 60, t_end=1e-3)
     x_0 = np.sqrt(process.alpha(1e-3) ** 2 * 0.36 + process.sigma(1e-3) ** 2) * jax.random.normal(jax.random.key(0), (count,))

@@ -104,8 +104,8 @@ class AbstractTwoStep(AbstractPaired):
 class BDIA(AbstractTwoStep):
     """Bidirectional integration approximation, equation (1): exactly invertible; the solver's evaluations a step, one for DDIM.
 
-    g = 1 is the leapfrog: order 2 with DDIM (and with Heun). g < 1: the solver's order; the inverse multiplies errors by 1/g a step, so that 50 steps at g = 0.5
-    lose all digits even in float64.
+    g = 1 is the leapfrog: order 2 with DDIM (and with Heun). g < 1: the solver's order; the inverse multiplies errors by 1/g a step, so
+    that 50 steps at g = 0.5 lose all digits even in float64.
 
     Args:
         gamma: g of (1), above 0 and at most 1.
