@@ -126,21 +126,22 @@ def test_recovered_noises_make_the_image(noisy, t_end):
 
 
 def test_recovered_noises_are_gaussian():
-    """Of many images of the model's own data: mean 0, variance 1, uncorrelated in time, which independent marginals do not give."""
+    """Mean 0, variance 1 up to the share 1 - e^(-2h) that DDPM's small variance leaves out, uncorrelated in time."""
     process, count = aj.VPLinear(), 4000
-    term, ts = gaussian(process, "eps", 0.6), aj.grids.uniform(process, 60, t_end=1e-3)
+    term, ts = gaussian(process, "eps", 0.6), aj.grids.log_snr(process, 150, t_end=1e-3)
     x_0 = np.sqrt(process.alpha(1e-3) ** 2 * 0.36 + process.sigma(1e-3) ** 2) * jax.random.normal(jax.random.key(0), (count,))
     _, z = S.encode_noise(term, x_0, None, grid=ts, solver=aj.DDIM(1.0), key=jax.random.key(1))
     z = np.asarray(z)[5:-5]
     assert abs(z.mean()) < 0.02
-    assert np.abs((z**2).mean(axis=1) - 1).max() < 0.15
-    assert np.abs((z[1:] * z[:-1]).mean(axis=1)).max() < 0.1
+    share = -np.expm1(-2 * np.diff(process.lam(ts)).max())
+    assert np.abs((z**2).mean(axis=1) - 1).max() < share + 0.1
+    assert np.abs((z[1:] * z[:-1]).mean(axis=1)).max() < share + 0.1
 
 
 def test_a_reflected_sampler_stays_in_its_box():
     """Every state; a box that no state reaches changes nothing; the gradient is autodiff's, history included."""
-    reflected = [S.Reflected(solver, -0.5, 0.7) for solver in (aj.DDIM(), aj.DPMSolverPP(2), diffrax.Heun())]
-    ts = aj.grids.log_snr(PROCESS, 12)
+    reflected = [S.Reflected(solver, -0.5, 0.7) for solver in (aj.DPMSolverPP(2), diffrax.Heun())]
+    ts = aj.grids.log_snr(PROCESS, 6)
     for solver in reflected:
         xs = aj.sample(TERM, X, ARGS, grid=ts, solver=solver, save=True).xs[1:]
         assert float(xs.max()) <= 0.7
