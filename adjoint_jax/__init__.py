@@ -17,12 +17,16 @@ from .processes import (
 )
 from .sample import Trajectory as Trajectory, invert as invert, sample as sample
 from .solvers import (
+    BDIA as BDIA,
     DDIM as DDIM,
     DEIS as DEIS,
     DPMSolver as DPMSolver,
     DPMSolverPP as DPMSolverPP,
+    EDMHeun as EDMHeun,
     Exponential as Exponential,
     ExponentialRK as ExponentialRK,
+    Paired as Paired,
+    Rex as Rex,
     Schedule as Schedule,
     SDEDPMSolverPP as SDEDPMSolverPP,
     UniPC as UniPC,

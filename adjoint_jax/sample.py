@@ -12,22 +12,22 @@ from . import grids
 from ._numerics import at_least_float32, is_concrete
 from ._types import Args, ArrayLike, State
 from .adjoints import AbstractSamplerAdjoint, DiscreteAdjoint
-from .adjoints._computation import Computation, run_direct
-from .solvers import AbstractSampler, DPMSolverPP, ExponentialRK, Schedule, Scheduled
+from .adjoints._computation import Computation, run_direct, value_of
+from .solvers import AbstractPaired, AbstractSampler, DPMSolverPP, ExponentialRK, Paired, Schedule, Scheduled
 from .solvers._base import as_dtype
 from .terms import DiffusionTerm
 
 
 class Trajectory(eqx.Module):
-    """The states of a sample: times `ts` `[N + 1]` and states `xs` `[N + 1, *x]`; xs[0] is x_T, xs[-1] the sample."""
+    """The states of a sample: times `ts` `[N + 1]` and states `xs` `[N + 1, *x]`, or a `Paired` of them; xs[0] is x_T, xs[-1] the sample."""
 
     ts: Any
-    xs: State
+    xs: Any
 
 
 def sample(
     term: DiffusionTerm,
-    x_T: State,
+    x_T: State | Paired,
     args: Args = None,
     *,
     grid: ArrayLike,
@@ -41,7 +41,8 @@ def sample(
 
     Args:
         term: network, process and prediction.
-        x_T: the state at grid[0], any shape; a leading axis is a batch. The state's dtype is promote(x_T, float32).
+        x_T: the state at grid[0], any shape; a leading axis is a batch. The state's dtype is promote(x_T, float32). For an exactly
+            invertible solver also `aj.Paired(x_T, aux)`, as `invert` returns it, or `aj.Paired(x_T)`: then the answer is a pair too.
         args: what the network is given; float leaves are differentiable; `aj.PerStep(v)` gives interval i its own v[i].
         grid: N + 1 strictly decreasing times of the process, N >= 1. Concrete: weights in float64 on the host. Traced: weights in the
             graph, the grid differentiable under exact adjoints, its order and range unchecked.
@@ -68,7 +69,7 @@ def sample(
 
 def invert(
     term: DiffusionTerm,
-    x_0: State,
+    x_0: State | Paired,
     args: Args = None,
     *,
     grid: ArrayLike,
@@ -79,6 +80,8 @@ def invert(
     """Solves the same ODE from data to noise along the same decreasing grid; returns x_T.
 
     The solver's own error is all that separates it from the exact inverse of `sample`: with DDIM this is DDIM inversion (error of order 1).
+    BDIA, BELM, EDICT and Rex are inverted exactly: the answer is an `aj.Paired`, from which `sample` returns to x_0. Where x_0 is a
+    state alone, its second one is the same (EDICT, Rex) or found by one step of inversion (BDIA, BELM).
     Arguments, return value and errors as `sample`, with x_0 the state at grid[-1]; the grid must end where the solver's splitting can start
     (sigma > 0 for sigma_data = 0).
 
@@ -91,11 +94,10 @@ def prepare(term: Any, x: Any, args: Args, grid: Any, solver: Any, key: Any, noi
     """Checks the arguments of `sample` and lays out its computation."""
     if not isinstance(term, DiffusionTerm):
         raise TypeError(f"term must be an aj.DiffusionTerm(network, process, prediction); got {type(term).__name__}.")
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x_T must be an array of floats; got dtype {x.dtype}.")
-    x = x.astype(at_least_float32(x.dtype))
     sampler = _as_sampler(solver)
+    x, aux, paired = _states(sampler, x)
+    if reverse and isinstance(sampler, AbstractPaired):
+        sampler, paired = sampler.inverse, True
     if is_concrete(grid, term.process, sampler):
         ts = grids.check(term.process, grid)
     else:
@@ -104,7 +106,27 @@ def prepare(term: Any, x: Any, args: Args, grid: Any, solver: Any, key: Any, noi
             raise ValueError(f"A grid is a vector of at least two times; got shape {ts.shape}.")
     ts = ts[::-1] if reverse else ts
     rows = sampler.table(term.process, term.prediction, ts)
-    return Computation(term, sampler, x, args, ts, as_dtype(rows, x.dtype), save, _noise(sampler, x, len(ts) - 1, key, noise))
+    if aux is not None and isinstance(sampler, AbstractPaired):
+        rows = sampler.resume(rows)
+    draws = _noise(sampler, x, len(ts) - 1, key, noise)
+    return Computation(term, sampler, x, args, ts, as_dtype(rows, x.dtype), save, draws, aux, paired)
+
+
+def _states(sampler: AbstractSampler, x: Any) -> tuple[State, Any, bool]:
+    """The state, the second one or None, and whether it came as a pair."""
+    paired = isinstance(x, Paired)
+    if paired and not isinstance(sampler, AbstractPaired):
+        raise TypeError(f"aj.Paired is for the exactly invertible solvers BDIA, BELM, EDICT and Rex; {type(sampler).__name__} takes an array.")
+    x, aux = (x.x, x.aux) if paired else (x, None)
+    states = [None if part is None else jnp.asarray(part) for part in (x, aux)]
+    for state in states:
+        if state is not None and not jnp.issubdtype(state.dtype, jnp.floating):
+            raise ValueError(f"x_T must be an array of floats; got dtype {state.dtype}.")
+    x, aux = states
+    if aux is not None and aux.shape != x.shape:
+        raise ValueError(f"The two states of aj.Paired have one shape; got {x.shape} and {aux.shape}.")
+    x = x.astype(at_least_float32(x.dtype))
+    return x, None if aux is None else aux.astype(x.dtype), paired
 
 
 def _noise(sampler: AbstractSampler, x: State, steps: int, key: Any, noise: Any) -> Any:
@@ -139,10 +161,13 @@ def _as_sampler(solver: Any) -> AbstractSampler:
 def _solve(computation: Computation, adjoint: Any) -> Any:
     x, states = _run(computation, DiscreteAdjoint() if adjoint is None else adjoint)
     _raise_if_not_finite(computation, x)
-    return Trajectory(computation.ts, jnp.concatenate([computation.x[None], states])) if computation.save else x
+    if not computation.save:
+        return x
+    start = value_of(computation.carry(), computation.paired)
+    return Trajectory(computation.ts, jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, states))
 
 
-def _run(computation: Computation, adjoint: Any) -> tuple[State, Any]:
+def _run(computation: Computation, adjoint: Any) -> tuple[Any, Any]:
     if isinstance(adjoint, AbstractSamplerAdjoint):
         return adjoint.run(computation)
     if type(adjoint) is diffrax.DirectAdjoint:
@@ -153,9 +178,9 @@ def _run(computation: Computation, adjoint: Any) -> tuple[State, Any]:
     )
 
 
-def _raise_if_not_finite(computation: Computation, x: State) -> None:
+def _raise_if_not_finite(computation: Computation, x: Any) -> None:
     """Names the first step after which a state is not finite; silent where x is traced."""
-    if not is_concrete(x, computation) or bool(jnp.isfinite(x).all()):
+    if not is_concrete(x, computation) or all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(x)):
         return
     if not bool(jnp.isfinite(computation.x).all()):
         raise FloatingPointError("x_T holds NaN or infinity: start from finite numbers.")

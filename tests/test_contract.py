@@ -32,12 +32,16 @@ SIGNATURES = {
     "VE": "(sigma_min=0.02, sigma_max=100.0)",
     "EDM": "()",
     "FlowMatching": "()",
+    "Paired": "(x, aux=None)",
+    "BDIA": "(gamma=1.0, solver=None)",
+    "Rex": "(solver=None, zeta=0.999, sigma_data=0.0)",
     "DDIM": "(eta=0.0)",
     "DEIS": "(order=3, variable='t', lower_order_final=False, published=False)",
     "DPMSolver": "(order=2, solver_type='midpoint', lower_order_final=False, published=False)",
     "DPMSolverPP": "(order=2, solver_type='midpoint', lower_order_final=False, published=False)",
     "SDEDPMSolverPP": "(order=2, tau=1.0, solver_type='midpoint', lower_order_final=False, published=False)",
     "UniPC": "(order=2, variant='bh2', sigma_data=0.0, corrector=True, lower_order_final=True, uncorrected=())",
+    "EDMHeun": "(s_churn=0.0, s_min=0.0, s_max=inf, s_noise=1.0)",
     "Exponential": "(order=2, sigma_data=1.0, variable='lam', tau=0.0, lower_order_final=False)",
     "ExponentialRK": "(solver, sigma_data=inf)",
     "Schedule": "(orders, splittings='data', variables='lam', rules='exact', correctors=0, times=None)",
@@ -58,7 +62,7 @@ NETWORKS = {
     "edm_precondition": "(network, sigma_data=0.5)",
 }
 LATER = {
-    "sde_terms", "Paired", "EDMHeun", "BDIA", "Rex", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
+    "sde_terms", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
     "from_scheduler_config", "search_schedule",
 }  # fmt: skip
 

@@ -81,6 +81,39 @@ CASES = {  # what is done, the error, what its sentence holds
         ValueError,
         r"prediction='epsilon' is not known: use one of eps, x0, v",
     ),
+    "pair for another solver": (
+        lambda: sample(aj.Paired(X)),
+        TypeError,
+        r"aj.Paired is for the exactly invertible solvers.*DPMSolverPP takes an array",
+    ),
+    "pair of two shapes": (lambda: sample(aj.Paired(X, X[:, :2]), solver=aj.BDIA()), ValueError, r"one shape; got \(1, 3\) and \(1, 2\)"),
+    "BDIA's gamma": (lambda: aj.BDIA(0.0), ValueError, r"gamma is above 0 and at most 1; got 0.0"),
+    "BDIA on a multistep method": (lambda: aj.BDIA(1.0, aj.DEIS(2)), TypeError, r"BDIA takes a deterministic one-step solver.*got DEIS"),
+    "EDICT's p": (lambda: aj.solvers.EDICT(1.5), ValueError, r"p is above 0 and at most 1; got 1.5"),
+    "Rex's zeta": (lambda: aj.Rex(zeta=0.0), ValueError, r"zeta is above 0 and at most 1; got 0.0"),
+    "continuous adjoint of a pair": (
+        lambda: gradient(solver=aj.BDIA(), adjoint=aj.AdjointDEIS()),
+        ValueError,
+        r"AdjointDEIS follows the ODE from single states, and BDIA.*use DiscreteAdjoint",
+    ),
+    "steps uncounted": (
+        lambda: diffrax.diffeqsolve(
+            TERM, aj.solvers.EDICT(), GRID[0], GRID[-1], None, X, stepsize_controller=diffrax.StepTo(GRID), adjoint=diffrax.DirectAdjoint()
+        ),
+        ValueError,
+        r"EDICT counts its steps, which only aj.sample",
+    ),
+    "inverse into infinite lam": (
+        lambda: aj.invert(EDGE, X, grid=[0.5, 0.2, 0.0], solver=aj.Rex()),
+        ValueError,
+        r"Inverse with prediction 'eps' is not defined on step 0.*a step from sigma = 0 needs sigma_data > 0",
+    ),
+    "noises of a deterministic sampler": (
+        lambda: aj.solvers.encode_noise(TERM, X, grid=GRID, solver=aj.DDIM(), key=jax.random.key(0)),
+        TypeError,
+        r"adds one draw a step to x, such as aj.DDIM\(eta=1.0\); got DDIM",
+    ),
+    "reflected pair": (lambda: aj.solvers.Reflected(aj.BDIA()), TypeError, r"carries no second state; got BDIA"),
     "key given": (
         lambda: sample(key=jax.random.key(0)),
         ValueError,

@@ -56,6 +56,12 @@ SAMPLERS = [
     (aj.solvers.PlainRK(diffrax.Heun()), 2),
     (aj.solvers.PNDM(4, "heun"), 2),
     (aj.solvers.FON(2, "heun"), 2),
+    (aj.BDIA(), 2),
+    (aj.BDIA(0.5), 1),
+    (aj.solvers.BELM(0.7), 2),
+    (aj.solvers.EDICT(), 1),
+    (aj.Rex(), 2),
+    (aj.Rex(diffrax.Bosh3(), sigma_data=0.7), 3),
     (aj.ExponentialRK(diffrax.Bosh3(), np.array([0.5, 1.0])), 3),
 ]
 

@@ -102,6 +102,8 @@ def test_named_relations():
     assert relative(run(ExponentialStages(3, tau=0.0)), run(ExponentialStages(3))) < 1e-12
     assert relative(run(Churn(diffrax.Heun(), 0.0), noise=noise), run(diffrax.Heun())) < 1e-12
     assert relative(run(SASolver(1, 0, tau=1.0), noise=noise), ddim) < 1e-12
+    assert relative(run(aj.EDMHeun()), run(diffrax.Heun())) < 1e-12
+    assert relative(run(aj.EDMHeun(0.3), noise=noise), run(Churn(diffrax.Heun(), 0.3), noise=noise)) < 1e-12
 
 
 def coarser(splitting, process, fine, ratio, noise):

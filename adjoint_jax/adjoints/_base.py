@@ -18,7 +18,7 @@ class AbstractSamplerAdjoint(diffrax.AbstractAdjoint):
     """An adjoint whose core takes the computation and returns (final state, states or None), differentiable by `jax.custom_vjp`."""
 
     @abc.abstractmethod
-    def run(self, computation: Computation) -> tuple[State, Any]:
+    def run(self, computation: Computation) -> tuple[Any, Any]:
         """The values of the computation, with this adjoint's derivative."""
 
     def loop(self, *, args: Any, terms: Any, solver: Any, stepsize_controller: Any, event: Any, saveat: Any, init_state: Any, **kwargs: Any) -> Any:
@@ -31,6 +31,15 @@ class AbstractSamplerAdjoint(diffrax.AbstractAdjoint):
         computation = Computation(term, solver, y0, args, ts, as_dtype(rows, y0.dtype), save=False)
         y1, _ = self.run(computation)
         return _final_state(init_state, saveat, stepsize_controller.ts, y1, args), {}
+
+
+def check_ode(adjoint: Any, computation: Computation) -> None:
+    """Raises where a continuous adjoint, which follows the ODE from state to state, is not that of the computation."""
+    name, solver = type(adjoint).__name__, type(computation.solver).__name__
+    if computation.noise is not None:
+        raise ValueError(f"{name} follows the ODE, and {solver} draws noise: use DiscreteAdjoint.")
+    if not computation.solver.follows_ode:
+        raise ValueError(f"{name} follows the ODE from single states, and {solver} reflects them or carries a second one: use DiscreteAdjoint.")
 
 
 def _check_supported(adjoint: Any, solver: Any, controller: Any, event: Any, saveat: Any) -> None:

@@ -17,7 +17,7 @@ from jax.core import eval_jaxpr
 
 from .._numerics import varying_like
 from .._types import Args, State
-from ..solvers import AbstractSampler
+from ..solvers import AbstractSampler, Paired
 from ..terms import DiffusionTerm
 
 
@@ -45,6 +45,7 @@ class Computation(eqx.Module):
     """`sample` in parts. `ts` is numpy float64 where the grid is concrete; `rows` and `times` are arrays of the state's dtype.
 
     `noise` holds the draws of each step, `[steps, draws, *x]`, or the key of each, `[steps]`, from which they are drawn when they are needed.
+    `paired`: the values are pairs (x, register "aux"); `aux` is what that register starts as, where it is given.
     """
 
     term: DiffusionTerm
@@ -55,6 +56,8 @@ class Computation(eqx.Module):
     rows: Any
     save: bool = eqx.field(static=True)
     noise: Any = None
+    aux: Any = None
+    paired: bool = eqx.field(static=True, default=False)
 
     @property
     def steps(self) -> int:
@@ -66,7 +69,10 @@ class Computation(eqx.Module):
 
     def carry(self) -> Any:
         times = self.times
-        return varying_like((self.x, self.solver.init(self.term, times[0], times[1], self.x, self.args)), self.x)
+        state = self.solver.init(self.term, times[0], times[1], self.x, self.args)
+        if self.aux is not None:
+            state = eqx.tree_at(lambda state: state.registers["aux"], state, self.aux)
+        return varying_like((self.x, state), self.x)
 
     def inputs(self) -> Inputs:
         per_step = jax.tree.map(lambda leaf: leaf.value if _is_per_step(leaf) else None, self.args, is_leaf=_is_per_step)
@@ -149,13 +155,27 @@ def run_forward(step: Callable, shared: Any, carry: Any, inputs: Inputs, record:
     return jax.lax.scan(body, carry, inputs)
 
 
-def run_direct(computation: Computation) -> tuple[State, Any]:
+def run_direct(computation: Computation) -> tuple[Any, Any]:
     """The final state and, if asked, all states after the first: plain autodiff in either mode."""
     shared, _ = computation.shared()
-    record = partial(_saved, computation.save)
+    record = partial(_saved, computation.save, computation.paired)
     carry, states = run_forward(computation.step, shared, computation.carry(), computation.inputs(), record)
-    return carry[0], states
+    return value_of(carry, computation.paired), states
 
 
-def _saved(save: bool, carry: Any, following: Any) -> Any:
-    return following[0] if save else None
+def _saved(save: bool, paired: bool, carry: Any, following: Any) -> Any:
+    return value_of(following, paired) if save else None
+
+
+def value_of(carry: Any, paired: bool) -> Any:
+    """The state of a carry, or the pair."""
+    return Paired(carry[0], carry[1].registers["aux"]) if paired else carry[0]
+
+
+def add_to_value(carry: Any, share: Any, paired: bool) -> Any:
+    """The cotangent `carry` with that of its `value_of` added, of which parts may be None."""
+    if share is None:
+        return carry
+    places = lambda carry: [value_of(carry, paired)] if not paired else [value_of(carry, paired).x, value_of(carry, paired).aux]  # noqa: E731
+    shares = [share.x, share.aux] if paired else [share]
+    return eqx.tree_at(places, carry, [old if new is None else old + new for old, new in zip(places(carry), shares, strict=True)])

@@ -22,7 +22,7 @@ from .._numerics import is_concrete, varying_like, zeros_like
 from .._types import State
 from ..solvers._base import fit
 from ..splitting import Splitting
-from ._base import AbstractSamplerAdjoint
+from ._base import AbstractSamplerAdjoint, check_ode
 from ._computation import Computation, closed, first
 from ._nodes import Nodes, choose, lay_out
 from .discrete import DiscreteAdjoint, accumulator, add, checked_unroll, constant
@@ -91,8 +91,7 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         return Rule(self.mode, self.order - 1, 1.0 if self.published else -1.0, self.unroll)
 
     def run(self, computation: Computation) -> tuple[State, Any]:
-        if computation.noise is not None:
-            raise ValueError(f"AdjointDEIS follows the ODE, and {type(computation.solver).__name__} draws noise: use DiscreteAdjoint.")
+        check_ode(self, computation)
         index = choose(computation.ts, computation.term.process.lam(computation.ts), self.steps, self.nodes)
         if not len(index):
             return DiscreteAdjoint(unroll=self.unroll).run(computation)

@@ -9,15 +9,14 @@ A multistep method is linear in its history, so its transpose needs x_i alone: o
 Cost: N forward, then N (forward + backward).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 
 from .._numerics import at_least_float32, zeros_like
-from .._types import State
 from ._base import AbstractSamplerAdjoint
-from ._computation import Computation, closed, first, run_forward
+from ._computation import Computation, add_to_value, closed, first, run_forward, value_of
 
 
 class DiscreteAdjoint(AbstractSamplerAdjoint):
@@ -44,34 +43,44 @@ class DiscreteAdjoint(AbstractSamplerAdjoint):
             raise ValueError(f"DiscreteAdjoint(keep={keep!r}): this version recomputes every step; use keep=0, or DirectAdjoint, which keeps all.")
         self.keep, self.unroll = keep, checked_unroll(unroll)
 
-    def run(self, computation: Computation) -> tuple[State, Any]:
+    def run(self, computation: Computation) -> tuple[Any, Any]:
         shared, _ = computation.shared()
         carry, inputs = computation.carry(), computation.inputs()
         step = closed(computation.step, shared, carry, first(inputs))
-        return _run((step, shared, carry, inputs), constant(computation.solver), computation.save, self.unroll)
+        return _run((step, shared, carry, inputs), constant(computation.solver), _Values(computation.save, computation.paired), self.unroll)
+
+
+class _Values(NamedTuple):
+    """What is returned: all states or the last, alone or in pairs."""
+
+    save: bool
+    paired: bool
+
+    def saved(self, carry: Any) -> Any:
+        return value_of(carry, self.paired) if self.save else None
 
 
 @eqx.filter_custom_vjp
-def _run(vjp_arg: Any, solver: Any, save: bool, unroll: int) -> tuple[State, Any]:
+def _run(vjp_arg: Any, solver: Any, values: _Values, unroll: int) -> tuple[Any, Any]:
     step, shared, carry, inputs = vjp_arg
-    carry, states = run_forward(step, shared, carry, inputs, lambda _, following: following[0] if save else None)
-    return carry[0], states
+    carry, states = run_forward(step, shared, carry, inputs, lambda _, following: values.saved(following))
+    return value_of(carry, values.paired), states
 
 
 @_run.def_fwd
-def _forward(perturbed: Any, vjp_arg: Any, solver: Any, save: bool, unroll: int) -> tuple[Any, Any]:
+def _forward(perturbed: Any, vjp_arg: Any, solver: Any, values: _Values, unroll: int) -> tuple[Any, Any]:
     step, shared, carry, inputs = vjp_arg
     whole = _wants_rows(perturbed)
 
     def record(carry: Any, following: Any) -> Any:
-        return carry if whole else solver.remember(*carry), following[0] if save else None
+        return carry if whole else solver.remember(*carry), values.saved(following)
 
     carry, (memories, states) = run_forward(step, shared, carry, inputs, record)
-    return (carry[0], states), (memories, perturbed)
+    return (value_of(carry, values.paired), states), (memories, perturbed)
 
 
 @_run.def_bwd
-def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, solver: Any, save: bool, unroll: int) -> Any:
+def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, solver: Any, values: _Values, unroll: int) -> Any:
     memories, perturbed = residuals
     step, shared, (x, state), inputs = vjp_arg
     wants_step, wants_shared, _, wants_inputs = perturbed
@@ -79,14 +88,13 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, solver: Any
     cotangent_x, cotangent_states = cotangents
     whole = _wants_rows(perturbed)
     start = jax.tree.map(zeros_like, eqx.filter((x, state), eqx.is_inexact_array))
-    start = (start[0] if cotangent_x is None else cotangent_x, start[1])
+    start = add_to_value(start, cotangent_x, values.paired)
     total = jax.tree.map(accumulator, differentiated)
 
     def body(acc: Any, slices: Any) -> tuple[Any, Any]:
         cotangent, total = acc
         memory, inputs_i, cotangent_state = slices
-        if cotangent_state is not None:
-            cotangent = (cotangent[0] + cotangent_state, cotangent[1])
+        cotangent = add_to_value(cotangent, cotangent_state, values.paired)
         carry_diff, carry_fixed = eqx.partition(memory if whole else solver.recall(memory, state), eqx.is_inexact_array)
         inputs_diff, inputs_fixed = eqx.partition(inputs_i, wants_inputs)
 

@@ -57,6 +57,11 @@ class AbstractSampler(diffrax.AbstractSolver):
         """Gaussian draws a step."""
         return 0
 
+    @property
+    def follows_ode(self) -> bool:
+        """Whether each state alone follows the ODE, so that a continuous adjoint may visit it."""
+        return True
+
     def func(self, terms: Any, t0: Any, y0: State, args: Args) -> State:
         return terms.vf(t0, y0, args)
 

@@ -221,3 +221,14 @@ class DPMSolverPPSDE(AbstractLinear):
         down, up = split(start.sigma / start.alpha, end.sigma / end.alpha, self.eta)
         kept = down / (start.sigma / start.alpha)
         return end.alpha / start.alpha * kept, end.alpha * (1 - kept), end.alpha * up * self.s_noise
+
+
+def EDMHeun(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = np.inf, s_noise: float = 1.0) -> AbstractLinear:
+    """EDM's sampler: Heun in rho = sigma/alpha, order 2, two evaluations a step but one into sigma = 0; churned, (1), where s_churn > 0.
+
+    The solver is `aj.ExponentialRK(diffrax.Heun())`, or `Churn` around it, whose arguments these are (s_churn is S_churn / N).
+
+        aj.sample(term, x_T, args, grid=aj.grids.edm(process, 18), solver=aj.EDMHeun())
+    """
+    heun = ExponentialRK(diffrax.Heun())
+    return Churn(heun, s_churn, s_min, s_max, s_noise) if s_churn else heun

@@ -47,17 +47,15 @@ class DCSolver(AbstractPredictorCorrector):
     rule: str = eqx.field(static=True)
     lower_order_final: Any = eqx.field(static=True)
     uncorrected: tuple[int, ...] = eqx.field(static=True)
+    denoise: bool = eqx.field(static=True, default=False)
 
     def __init__(
         self, ratios: Any, order: int = 2, compensation: int = 1, variant: str = "bh2", sigma_data: Any = 0.0, lower_order_final: Any = True
     ):
         if variant not in RULES:
             raise ValueError(f"variant={variant!r} is not known: use one of {', '.join(RULES)}.")
-        self.splitting, self.rule, self.ratios = (
-            Splitting(sigma_data),
-            RULES[variant],
-            ratios if isinstance(ratios, jax.Array) else np.asarray(ratios, np.float64),
-        )
+        self.splitting, self.rule = Splitting(sigma_data), RULES[variant]
+        self.ratios = ratios if isinstance(ratios, jax.Array) else np.asarray(ratios, np.float64)
         self.predictor, self.corrector = checked_order(order, 4, "DCSolver"), order + 1
         if compensation not in range(1, order + 1):
             raise ValueError(f"compensation is a degree from 1 to the order, here {order}; got {compensation!r}.")

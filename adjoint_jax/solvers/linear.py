@@ -35,7 +35,8 @@ class Pattern(NamedTuple):
     """Which values enter which sum.
 
     `reads` are the X_s; `x` and `registers` are what (2) writes; `copies` are the registers that start as x, the others start as zero;
-    `draws` is the number of Gaussian draws a step; `error` estimates the step's error, for adaptive control.
+    `draws` is the number of Gaussian draws a step; `error` estimates the step's error, for adaptive control. `counted`: the weights
+    depend on the step's number.
     """
 
     reads: tuple[Sum, ...]
@@ -44,6 +45,7 @@ class Pattern(NamedTuple):
     copies: tuple[str, ...] = ()
     draws: int = 0
     error: Sum | None = None
+    counted: bool = False
 
     @property
     def stored(self) -> tuple[str, ...]:
@@ -119,6 +121,8 @@ class AbstractLinear(AbstractSampler):
         term, direction = unwrap(terms)
         pattern, row, times = self.pattern, solver_state.row, solver_state.times
         if row is None:
+            if pattern.counted:
+                raise ValueError(f"{type(self).__name__} counts its steps, which only aj.sample and our adjoints do: use one of these.")
             t0, t1 = (jnp.asarray(t * direction, y0.dtype) for t in (t0, t1))
             known = jnp.concatenate([t0[None], times])
             valid = jnp.isfinite(known)

@@ -18,7 +18,7 @@ from .cases import Case
 from .lu import dc_solver, dpm_solver, dpm_solver_v3, lu_blocks, sa_solver, unipc, usf
 from .runs import Missing as Missing, Run as Run, levels, network, table
 from .schedulers import diffusers
-from .tables import HEUN, TABLEAUX, Root, Tabulated
+from .tables import HEUN, TABLEAUX, Root, Stitched, Tabulated
 
 
 def edm(case: Case) -> Run:
@@ -172,7 +172,10 @@ def belm(case: Case) -> Run:
     grid = np.append(told, -1.0)
     inverse = "inversion" in name
     net = network(case, process, times=grid, lams=process.lam(np.append(told, 1.0)))
-    return Run(net, process, "eps", grid, aj.DDIM() if name.startswith("DDIM") else Missing(name), reverse=inverse)
+    p, gamma = case.meta.get("p", 0.93), case.meta.get("gamma", 1.0)
+    solvers = {"DDIM": aj.DDIM(), "BDIA": aj.BDIA(gamma), "O-BELM": aj.solvers.BELM(), "EDICT": aj.solvers.EDICT(p, leapfrog=False)}
+    solver = next(solver for start, solver in solvers.items() if name.startswith(start))
+    return Run(net, process, "eps", grid, solver, reverse=inverse)
 
 
 def edict(case: Case) -> Run:
@@ -182,12 +185,13 @@ def edict(case: Case) -> Run:
     low, high, share = np.floor(below).astype(int), np.ceil(below).astype(int), below % 1
     squared = process.alphas_cumprod[low] * np.where(share > 0, share, 1.0) + process.alphas_cumprod[high] * np.where(share > 0, 1 - share, 0.0)
     ends = levels(process, np.sqrt((1 - squared) / squared))
-    return Run(network(case, process), process, "eps", np.stack([told, ends], 1), Missing("EDICT, leapfrog"), pieces=True)
+    return Run(network(case, process), process, "eps", np.append(told, -1.0), Stitched(case.meta["p"], ends))
 
 
 def cycle_diffusion(case: Case) -> Run:
-    process = table("linear")
-    return Run(network(case, process), process, "eps", case.array("seq")[::-1].astype(float), Missing("DPM-encoder"), noise=case.array("noise"))
+    """The image is clean, and its last step, to t = 0 of the table and from there deterministic, is not part of what is published."""
+    process, grid = table("linear"), np.append(case.array("seq")[::-1].astype(float), -1.0)
+    return Run(network(case, process), process, "eps", grid, aj.DDIM(case.meta["eta"]), noise=case.array("noise"), encodes=True)
 
 
 PEERS = {
