@@ -18,6 +18,7 @@ import numpy as np
 from .._numerics import broadcasting, namespace
 from ..processes import AbstractProcess
 from ..splitting import Splitting, level
+from .ddim import checked_eta, split
 from .linear import AbstractLinear, Pattern, Row, Sum
 from .singlestep import ExponentialRK
 from .step import output
@@ -30,10 +31,6 @@ class _Around(AbstractLinear):
 
     def order(self, terms: Any) -> int | None:
         return self.solver.order(terms)
-
-    @property
-    def window(self) -> int:
-        return 1
 
     def use(self, valid: Any, steps: int) -> Any:
         return self.solver.use(valid, steps)
@@ -133,9 +130,7 @@ class Ancestral(_Around):
     s_noise: float = eqx.field(static=True)
 
     def __init__(self, solver: Any, eta: float = 1.0, s_noise: float = 1.0):
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta is a share of the noise, from 0 to 1; got {eta!r}.")
-        self.solver, self.eta, self.s_noise = _checked(solver, "Ancestral"), float(eta), float(s_noise)
+        self.solver, self.eta, self.s_noise = _checked(solver, "Ancestral"), checked_eta(eta, "Ancestral"), float(s_noise)
 
     @property
     def pattern(self) -> Pattern:
@@ -156,13 +151,6 @@ class Ancestral(_Around):
         wide = lambda part: part.reshape(part.shape + (1,) * (c + 1))  # noqa: E731
         noise = xp.broadcast_to(wide(end.alpha * up * self.s_noise), (*up.shape, 1, *row.x.shape[row.x.ndim - c :]))
         return row._replace(x=xp.concatenate([row.x * wide(back), noise], axis=-1 - c), error=None)
-
-
-def split(rho: Any, rho_end: Any, eta: float) -> tuple[Any, Any]:
-    """(rho_d, u) of (2)."""
-    xp = namespace(rho)
-    up = xp.minimum(rho_end, eta * rho_end * xp.sqrt(rho**2 - rho_end**2) / rho)
-    return xp.sqrt(rho_end**2 - up**2), up
 
 
 class DPMSolverPPSDE(AbstractLinear):
@@ -186,15 +174,9 @@ class DPMSolverPPSDE(AbstractLinear):
     s_noise: float = eqx.field(static=True)
 
     def __init__(self, eta: float = 1.0, s_noise: float = 1.0):
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta is a share of the noise, from 0 to 1; got {eta!r}.")
-        self.splitting, self.eta, self.s_noise = Splitting(0.0), float(eta), float(s_noise)
+        self.splitting, self.eta, self.s_noise = Splitting(0.0), checked_eta(eta, "DPMSolverPPSDE"), float(s_noise)
 
     def order(self, terms: Any) -> int:
-        return 1
-
-    @property
-    def window(self) -> int:
         return 1
 
     @property
@@ -226,7 +208,13 @@ class DPMSolverPPSDE(AbstractLinear):
 def EDMHeun(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = np.inf, s_noise: float = 1.0) -> AbstractLinear:
     """EDM's sampler: Heun in rho = sigma/alpha, order 2, two evaluations a step but one into sigma = 0; churned, (1), where s_churn > 0.
 
-    The solver is `aj.ExponentialRK(diffrax.Heun())`, or `Churn` around it, whose arguments these are (s_churn is S_churn / N).
+    The solver is `aj.ExponentialRK(diffrax.Heun())`, or `Churn` around it.
+
+    Args:
+        s_churn, s_min, s_max, s_noise: as `Churn`; s_churn is S_churn / N.
+    Raises:
+        ValueError: for a negative s_churn.
+    Reference: Karras et al. (2022), algorithms 1 and 2.
 
         aj.sample(term, x_T, args, grid=aj.grids.edm(process, 18), solver=aj.EDMHeun())
     """

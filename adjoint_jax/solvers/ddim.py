@@ -18,6 +18,19 @@ from .linear import AbstractLinear, Pattern, Row
 from .step import output
 
 
+def checked_eta(eta: float, name: str) -> float:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"{name}'s eta is a share of the noise, from 0 to 1; got {eta!r}.")
+    return float(eta)
+
+
+def split(rho: Any, rho_end: Any, eta: float) -> tuple[Any, Any]:
+    """(sqrt(rho_t^2 - u^2), u) for u = s/alpha_t of (1): the level to step to, and the noise that leads from there to rho_t."""
+    xp = namespace(rho)
+    up = xp.minimum(rho_end, eta * rho_end * xp.sqrt(rho**2 - rho_end**2) / rho)
+    return xp.sqrt(rho_end**2 - up**2), up
+
+
 class DDIM(AbstractLinear):
     """Equation (1), from s to t: order 1, one network evaluation a step and, where eta > 0, one draw.
 
@@ -34,15 +47,9 @@ class DDIM(AbstractLinear):
     eta: float = eqx.field(static=True)
 
     def __init__(self, eta: float = 0.0):
-        if not 0 <= eta <= 1:
-            raise ValueError(f"DDIM's eta is a share of the noise, from 0 to 1; got {eta!r}.")
-        self.eta, self.splitting = float(eta), Splitting(np.inf)
+        self.eta, self.splitting = checked_eta(eta, "DDIM"), Splitting(np.inf)
 
     def order(self, terms: Any) -> int:
-        return 1
-
-    @property
-    def window(self) -> int:
         return 1
 
     @property
@@ -56,9 +63,8 @@ class DDIM(AbstractLinear):
         with np.errstate(divide="ignore", invalid="ignore"):
             weights = [end.alpha / start.alpha, self.splitting.step(start, end)]
             if self.eta:
-                noise = self.eta * end.sigma / start.sigma * xp.sqrt(start.sigma**2 - (end.sigma * start.alpha / end.alpha) ** 2)
+                left, noise = (end.alpha * part for part in split(start.sigma / start.alpha, end.sigma / end.alpha, self.eta))
                 # (1): sqrt(sigma^2 - s^2) - sigma = -s^2 / (sqrt(sigma^2 - s^2) + sigma), without the difference
-                left = xp.sqrt(xp.maximum(end.sigma**2 - noise**2, 0))
                 taken = xp.where(end.sigma > 0, noise**2 / xp.where(end.sigma > 0, left + end.sigma, 1), 0)
                 weights = [weights[0], weights[1] - taken, noise]
             of_x, of_p = (part[..., None] for part in output(self.splitting, prediction, start))

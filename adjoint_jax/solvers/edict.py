@@ -55,10 +55,6 @@ class EDICT(AbstractInvertible):
         return 1
 
     @property
-    def window(self) -> int:
-        return 1
-
-    @property
     def pattern(self) -> Pattern:
         return PATTERN._replace(counted=self.leapfrog)
 

@@ -54,6 +54,12 @@ class Pattern(NamedTuple):
         return tuple(name for name in self.registers if name in read)
 
 
+def past_outputs(count: int, newest: Sum = "F0") -> dict[str, Sum]:
+    """The registers f1, f2, ... of a method with memory: what `newest` was one step ago, two steps ago, ..."""
+    names = [f"f{j}" for j in range(1, count + 1)]
+    return dict(zip(names, [newest, *names[:-1]], strict=False))
+
+
 class Row(NamedTuple):
     """The weights of one step: `times` `[S]`; A and B of (1), `[S, *c]`; for each sum its weights `[terms, *c]`, or None for a copy.
 
@@ -88,9 +94,9 @@ class AbstractLinear(AbstractSampler):
         """Which values enter which sum."""
 
     @property
-    @abc.abstractmethod
     def window(self) -> int:
-        """Number of times, the present one included, on which the weights of a step depend."""
+        """Number of times, the present one included, on which the weights of a step depend: 1 for a method without memory."""
+        return 1
 
     @abc.abstractmethod
     def rows(self, process: AbstractProcess, prediction: str, nodes: Any, t_end: Any, valid: Any) -> Row:

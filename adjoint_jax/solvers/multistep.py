@@ -32,7 +32,7 @@ import numpy as np
 from .._numerics import broadcasting, namespace
 from ..processes import AbstractProcess
 from ..splitting import Splitting, level
-from .linear import AbstractLinear, Pattern, Row, Sum
+from .linear import AbstractLinear, Pattern, Row, past_outputs
 from .step import VARIABLES, Step, output, weights
 
 
@@ -54,10 +54,9 @@ class AbstractMultistep(AbstractLinear):
 
     @property
     def pattern(self) -> Pattern:
-        past = [f"f{j}" for j in range(1, self.steps_back)]
+        past = past_outputs(self.steps_back - 1)
         noise = ("z0",) if self.splitting.stochastic else ()
-        shifted: dict[str, Sum] = dict(zip(past, ["F0", *past[:-1]], strict=False))
-        return Pattern(reads=("x",), x=("x", "F0", *past, *noise), registers=shifted, draws=len(noise))
+        return Pattern(reads=("x",), x=("x", "F0", *past, *noise), registers=past, draws=len(noise))
 
     def use(self, valid: Any, steps: int) -> Any:
         return valid & (np.arange(self.window) < orders(steps, self.steps_back, self.lower_order_final)[:, None])

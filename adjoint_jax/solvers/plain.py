@@ -63,15 +63,8 @@ class PlainRK(AbstractLinear):
         return self.solver.order(terms)
 
     @property
-    def window(self) -> int:
-        return 1
-
-    @property
     def pattern(self) -> Pattern:
-        tableau = tableau_of(self.solver)
-        values = ("x", *(f"F{s}" for s in range(len(tableau.b))))
-        reads = ("x", *(values[: s + 1] for s in range(1, len(tableau.b))))
-        return Pattern(reads, values, {}, error=values if tableau.b_error.any() else None)
+        return tableau_of(self.solver).pattern
 
     @broadcasting
     def rows(self, process: AbstractProcess, prediction: str, nodes: Any, t_end: Any, valid: Any) -> Row:

@@ -22,7 +22,7 @@ import numpy as np
 from .._numerics import broadcasting, floating, namespace
 from ..processes import AbstractProcess
 from ..splitting import Level, Splitting, level
-from .linear import AbstractLinear, Pattern, Row, Sum
+from .linear import AbstractLinear, Pattern, Row, past_outputs
 from .multistep import checked_order
 from .plain import velocity
 from .step import ADAMS_BASHFORTH, output
@@ -47,10 +47,9 @@ class _Started(AbstractLinear):
 
     @property
     def pattern(self) -> Pattern:
-        past, stages = [f"f{j}" for j in range(1, self.steps_back)], len(WARMUPS[self.warmup])
-        kept: dict[str, Sum] = dict(zip(past, [("x", "F0"), *past[:-1]], strict=False))
+        past, stages = past_outputs(self.steps_back - 1, ("x", "F0")), len(WARMUPS[self.warmup])
         reads = ("x", *(("x", f"F{s}") for s in range(stages - 1)))
-        return Pattern(reads, ("x", *(f"F{s}" for s in range(stages)), *past), kept)
+        return Pattern(reads, ("x", *(f"F{s}" for s in range(stages)), *past), past)
 
     @abc.abstractmethod
     def output(self, process: AbstractProcess, prediction: str, times: Any) -> tuple[Any, Any]:

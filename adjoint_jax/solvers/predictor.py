@@ -19,7 +19,7 @@ import numpy as np
 from .._numerics import broadcasting, floating, namespace, trailing
 from ..processes import AbstractProcess
 from ..splitting import Splitting, level
-from .linear import AbstractLinear, Pattern, Row, Sum
+from .linear import AbstractLinear, Pattern, Row, past_outputs
 from .multistep import checked_order, orders
 from .step import Step, output, weights
 
@@ -46,14 +46,13 @@ class AbstractPredictorCorrector(AbstractLinear):
 
     @property
     def pattern(self) -> Pattern:
-        past = [f"f{j}" for j in range(1, self.window)]
-        shifted: dict[str, Sum] = dict(zip(past, ["F0", *past[:-1]], strict=False))
+        past = past_outputs(self.window - 1)
         noise = ("z0",) if self.splitting.stochastic else ()
         if not self.corrector:
-            return Pattern(("x",), ("x", "F0", *past, *noise), shifted, draws=len(noise))
+            return Pattern(("x",), ("x", "F0", *past, *noise), past, draws=len(noise))
         values = ("x", "base", "F0", *past)
         reads, second = (("x", values), ("F1",)) if self.denoise else (("x",), ())
-        registers = {"base": (*values, *noise), **shifted}
+        registers = {"base": (*values, *noise), **past}
         return Pattern(reads, (*values, *second, *noise), registers, copies=("base",), draws=len(noise))
 
     def use(self, valid: Any, steps: int) -> Any:

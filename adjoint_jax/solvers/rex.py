@@ -61,10 +61,6 @@ class Rex(AbstractInvertible):
         return self.solver.order(terms)
 
     @property
-    def window(self) -> int:
-        return 1
-
-    @property
     def pattern(self) -> Pattern:
         return self._pattern("aux", "x")
 

@@ -32,6 +32,13 @@ class Tableau(NamedTuple):
     b_error: np.ndarray
     c: np.ndarray
 
+    @property
+    def pattern(self) -> Pattern:
+        """x and the stages before it enter each stage, x and all stages the end, whatever the variable of integration."""
+        values = ("x", *(f"F{s}" for s in range(len(self.b))))
+        reads = ("x", *(values[: s + 1] for s in range(1, len(self.b))))
+        return Pattern(reads, values, {}, error=values if self.b_error.any() else None)
+
 
 def tableau_of(solver: diffrax.AbstractSolver) -> Tableau:
     """The tableau of an explicit stock solver. Raises TypeError for any other."""
@@ -141,15 +148,8 @@ class ExponentialRK(AbstractLinear):
         return self.solver.order(terms)
 
     @property
-    def window(self) -> int:
-        return 1
-
-    @property
     def pattern(self) -> Pattern:
-        tableau = tableau_of(self.solver)
-        values = ("x", *(f"F{s}" for s in range(len(tableau.b))))
-        reads = ("x", *(values[: s + 1] for s in range(1, len(tableau.b))))
-        return Pattern(reads, values, {}, error=values if tableau.b_error.any() else None)
+        return tableau_of(self.solver).pattern
 
     def rows(self, process: AbstractProcess, prediction: str, nodes: Any, t_end: Any, valid: Any) -> Row:
         return rows(self.splitting, tableau_of(self.solver), process, prediction, nodes[..., 0], t_end)

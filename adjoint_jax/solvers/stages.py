@@ -72,10 +72,6 @@ class ExponentialStages(AbstractLinear):
         return self.steps_back
 
     @property
-    def window(self) -> int:
-        return 1
-
-    @property
     def pattern(self) -> Pattern:
         s = self.steps_back
         draws = [f"z{j}" for j in range(s)] if self.splitting.stochastic else []
@@ -129,9 +125,9 @@ class ExponentialStages(AbstractLinear):
         if splitting.stochastic:
             visited = [*at[:j], end]
             for k in range(j):
-                onto = xp.where(order > k + 1, 1, 0) if k + 1 < j else 0
-                beyond = [_either(onto, visited[k + 1], end)]
-                noise = splitting.noise(visited[k], beyond[0]) * splitting.scale(end) / splitting.scale(beyond[0])
+                onto = order > k + 1 if k + 1 < j else False
+                beyond = _either(onto, visited[k + 1], end)
+                noise = splitting.noise(visited[k], beyond) * splitting.scale(end) / splitting.scale(beyond)
                 parts.append(xp.expand_dims(xp.where((order > k).reshape(order.shape + (1,) * c), noise, 0), -1 - c))
         return xp.concatenate(parts, axis=-1 - c)
 

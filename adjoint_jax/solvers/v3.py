@@ -23,7 +23,7 @@ from .._numerics import GAUSS_POINTS, GAUSS_WEIGHTS, broadcasting, floating, is_
 from ..networks import conversions
 from ..processes import AbstractProcess
 from ..splitting import Level, level
-from .linear import AbstractLinear, Pattern, Row, Sum
+from .linear import AbstractLinear, Pattern, Row, past_outputs
 from .multistep import checked_order, orders
 from .statistics import ModelStatistics
 
@@ -96,12 +96,11 @@ class DPMSolverV3(AbstractLinear):
 
     @property
     def pattern(self) -> Pattern:
-        past = [f"f{j}" for j in range(1, self.window)]
-        shifted: dict[str, Sum] = dict(zip(past, ["F0", *past[:-1]], strict=False))
+        past = past_outputs(self.window - 1)
         if self.corrector is None:
-            return Pattern(("x",), ("x", "F0", *past, "one"), shifted)
+            return Pattern(("x",), ("x", "F0", *past, "one"), past)
         values = ("x", "base", "F0", *past, "one")
-        return Pattern(("x",), values, {"base": values, **shifted}, copies=("base",))
+        return Pattern(("x",), values, {"base": values, **past}, copies=("base",))
 
     def use(self, valid: Any, steps: int) -> Any:
         """Which nodes the predictor uses, and which the corrector, of the step before: `[steps, 2, window]`."""
