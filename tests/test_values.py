@@ -45,6 +45,7 @@ SOLVERS = {
     "Ancestral(2S)": aj.solvers.Ancestral(aj.solvers.ExponentialStages(2, 0.0)),
     "DPMSolverPPSDE": aj.solvers.DPMSolverPPSDE(),
 }
+BOUND = ("SASolver(3, 4)", "ExponentialStages(3)")  # to N steps, by a number for each
 ADJOINTS = {
     "Discrete": aj.DiscreteAdjoint(),
     "PECE3": aj.AdjointDEIS(3, 0.7),
@@ -153,15 +154,19 @@ def test_no_adjoint_changes_the_sample(solver):
 
 
 @pytest.mark.parametrize("process", list(PROCESSES))
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
-def test_rows_of_a_traced_grid_in_float32(solver, process):
+@pytest.mark.parametrize("name", SOLVERS)
+def test_rows_of_a_traced_grid_in_float32(name, process):
     """The weights that the graph computes in float32 differ from the host's by 1e-5 of the largest of their kind, steps in lam being even."""
+    solver, steps = SOLVERS[name], N if name in BOUND else 8
     sampler = solver if isinstance(solver, aj.solvers.AbstractSampler) else aj.ExponentialRK(solver)
     start, end = span(process)
-    ts = aj.grids.log_snr(PROCESSES[process], N, t_start=start, t_end=end).astype(np.float32)
+    ts = aj.grids.log_snr(PROCESSES[process], steps, t_start=start, t_end=end).astype(np.float32)
     host = sampler.table(PROCESSES[process], "v", ts.astype(np.float64))
     graph = sampler.table(PROCESSES[process], "v", jnp.asarray(ts))
     graph = graph._replace(active=host.active)  # whether a stage is skipped is not known of a traced grid
     for (path, one), two in zip(jax.tree_util.tree_leaves_with_path(graph), jax.tree.leaves(host), strict=True):
-        scale = np.abs(two).max()
-        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
+        where = jax.tree_util.keystr(path)
+        kinds = [slice(0, 1), slice(1, None)] if where == ".x" else [slice(None)]  # the weight of x is of another kind than those behind it
+        for kind in kinds:
+            scale = np.abs(two[:, kind]).max(initial=0)
+            np.testing.assert_allclose(one[:, kind], two[:, kind], rtol=1e-5, atol=1e-5 * scale, err_msg=where)
