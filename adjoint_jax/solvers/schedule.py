@@ -27,6 +27,7 @@ from .multistep import checked_variable
 from .step import RULES, VARIABLES, Step, output, weights
 
 WIDTHS = {"data": 0.0, "noise": np.inf}
+MOST_NODES = 4
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Schedule:
 
 def _check(step: int, order: Any, splitting: Any, variable: str, rule: str, corrector: Any) -> None:
     """Raises ValueError for a choice that cannot be."""
-    if order not in range(1, 5) or corrector not in (0, 2, 3, 4):
+    if order not in range(1, MOST_NODES + 1) or corrector not in (0, *range(2, MOST_NODES + 1)):
         raise ValueError(f"Step {step}: orders are 1 to 4 and correctors 0 or 2 to 4; got {order!r} and {corrector!r}.")
     if rule not in RULES or variable not in VARIABLES:
         raise ValueError(f"Step {step}: rules are {', '.join(RULES)} and variables {', '.join(VARIABLES)}; got {rule!r} and {variable!r}.")
@@ -114,6 +115,7 @@ class Scheduled(AbstractLinear):
 
     Args:
         schedule: what each step does; the grid has as many steps.
+        wide: carry every register that any schedule could need, so that one compiled program serves all schedules of a length.
     Raises:
         ValueError: on a grid with another number of steps, and in `diffeqsolve`, which does not count steps.
     Reference: Liu et al. (2023), as `Schedule`.
@@ -122,21 +124,22 @@ class Scheduled(AbstractLinear):
     """
 
     schedule: Schedule = eqx.field(static=True)
+    wide: bool = eqx.field(static=True, default=False)
 
     def order(self, terms: Any) -> int:
         return max(self.schedule.orders)
 
     @property
     def window(self) -> int:
-        return max(*self.schedule.orders, *self.schedule.correctors)
+        return MOST_NODES if self.wide else max(*self.schedule.orders, *self.schedule.correctors)
 
     @property
     def corrected(self) -> bool:
-        return any(self.schedule.correctors[:-1])  # nothing is evaluated at the last end
+        return self.wide or any(self.schedule.correctors[:-1])  # nothing is evaluated at the last end
 
     @property
     def mixed(self) -> bool:
-        return len({width for width, *_ in self.schedule.methods()}) > 1
+        return self.wide or len({width for width, *_ in self.schedule.methods()}) > 1
 
     @property
     def pattern(self) -> Pattern:

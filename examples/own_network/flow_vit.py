@@ -48,7 +48,8 @@ def _layer(x: Any, p: dict[str, Any]) -> Any:
     """Attention and two dense layers, each normalised after it is added."""
     batch, length, width = x.shape
     q, k, v = jnp.split((x @ p["self_attn.in_proj_weight"].T + p["self_attn.in_proj_bias"]).reshape(batch, length, 3 * HEADS, -1), 3, axis=2)
-    mixed = jax.nn.dot_product_attention(q, k, v).reshape(batch, length, width)
+    scores = jax.nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", q, k) / np.sqrt(width // HEADS).astype(x.dtype), axis=-1)  # float64 stays float64
+    mixed = jnp.einsum("bhqk,bkhc->bqhc", scores, v).reshape(batch, length, width)
     x = _norm(x + mixed @ p["self_attn.out_proj.weight"].T + p["self_attn.out_proj.bias"], p["norm1.weight"], p["norm1.bias"])
     inner = jax.nn.gelu(x @ p["linear1.weight"].T + p["linear1.bias"], approximate=False)
     return _norm(x + inner @ p["linear2.weight"].T + p["linear2.bias"], p["norm2.weight"], p["norm2.bias"])

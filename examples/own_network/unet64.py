@@ -39,9 +39,10 @@ def unet64(x: Any, t: Any, args: Any) -> Any:
         return attention(norm(x)) if attend else x
 
     def attention(x: Any) -> Any:
-        flat = x.reshape(len(x), -1, 1, x.shape[-1])
+        flat = x.reshape(len(x), -1, x.shape[-1])
         q, k, v = dense(flat), dense(flat), dense(flat)
-        return x + dense(jax.nn.dot_product_attention(q, k, v)).reshape(x.shape)
+        scores = jax.nn.softmax(jnp.einsum("bqc,bkc->bqk", q, k) / np.sqrt(x.shape[-1]).astype(x.dtype), axis=-1)
+        return x + dense(jnp.einsum("bqk,bkc->bqc", scores, v)).reshape(x.shape)
 
     x = conv(x)
     skips = [x]

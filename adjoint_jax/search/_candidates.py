@@ -1,0 +1,113 @@
+"""What a search over schedules varies: where the nodes lie and what each step does.
+
+A candidate of N steps has N - 1 places in (0, 1), its inner nodes on the fine grid t_0 .. t_M as fractions of M (piecewise linear in between), and
+N choices (order, splitting, variable, rule, corrector). A mutation moves a node, or draws one of the five anew for one step or for a run of
+steps; two candidates cross by taking the choices and nodes of one before a step and those of the other behind it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..processes import AbstractProcess
+from ..solvers import Schedule
+
+ORDERS, CORRECTORS, RULES = (1, 2, 3, 4), (0, 2, 3, 4), ("exact", "midpoint", "bh1")
+VARIABLES = ("lam", "rho", "t", "theta")
+MOVE, STRETCH = 0.4, 0.3
+"""Standard deviations of a node's move in its shorter gap, and of the logarithm of an assumed standard deviation."""
+
+
+class Candidate(NamedTuple):
+    """Inner nodes in (0, 1), increasing, and the choices of each step."""
+
+    places: tuple[float, ...]
+    choices: tuple[tuple[Any, ...], ...]
+
+    def schedule(self, fine: np.ndarray) -> Schedule:
+        """The schedule with its times on the fine grid."""
+        return Schedule(*zip(*self.choices, strict=True), times=tuple(times(fine, np.array(self.places))))
+
+    def key(self) -> tuple[Any, ...]:
+        return tuple(np.round(self.places, 6)), self.choices
+
+
+def times(fine: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The grid whose inner nodes lie at `places`."""
+    inner = np.interp(places * (len(fine) - 1), np.arange(len(fine)), fine)
+    return np.concatenate([fine[:1], inner, fine[-1:]])
+
+
+def places(fine: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The inverse of `times`."""
+    return np.interp(grid[1:-1], fine[::-1], np.linspace(1, 0, len(fine)))
+
+
+def uniform(place: np.ndarray, order: int, splitting: Any, variable: str, rule: str, corrector: int) -> Candidate:
+    """The same choice for every step."""
+    return Candidate(tuple(float(p) for p in place), ((order, splitting, variable, rule, corrector),) * (len(place) + 1))
+
+
+def starters(grids: Sequence[np.ndarray], splittings: Sequence[Any]) -> list[Candidate]:
+    """The fixed samplers that the search starts from, with the names they have elsewhere."""
+    found = []
+    for grid in grids:
+        for splitting in splittings:
+            found += [uniform(grid, order, splitting, "lam", "exact", 0) for order in ORDERS]  # Exponential; DEIS in log(rho)
+            found += [uniform(grid, order, splitting, "lam", "midpoint", corrector) for order, corrector in ((2, 0), (2, 3), (3, 4))]  # 2M; UniPC
+            found += [uniform(grid, order, splitting, "t", "exact", 0) for order in (2, 3, 4)]  # tAB-DEIS
+    return found
+
+
+def mutate(rng: np.random.Generator, parent: Candidate, splittings: Sequence[Any]) -> Candidate:
+    """One change, or a few."""
+    nodes, choices = np.array(parent.places), [list(choice) for choice in parent.choices]
+    for _ in range(1 + rng.poisson(0.7)):
+        if len(nodes) and rng.random() < 0.5:
+            nodes = _moved(rng, nodes)
+        else:
+            gene, first = rng.integers(5), rng.integers(len(choices))
+            last = first + 1 if rng.random() < 0.6 else rng.integers(first, len(choices)) + 1
+            new = _drawn(rng, gene, choices[first][gene], splittings)
+            for choice in choices[first:last]:
+                choice[gene] = new
+    return Candidate(tuple(float(p) for p in nodes), tuple(tuple(choice) for choice in choices))
+
+
+def _moved(rng: np.random.Generator, nodes: np.ndarray) -> np.ndarray:
+    k, edges = rng.integers(len(nodes)), np.concatenate([[0.0], nodes, [1.0]])
+    gap = min(edges[k + 1] - edges[k], edges[k + 2] - edges[k + 1])
+    nodes = nodes.copy()
+    nodes[k] = np.clip(nodes[k] + MOVE * gap * rng.standard_normal(), edges[k] + 0.05 * gap, edges[k + 2] - 0.05 * gap)
+    return nodes
+
+
+def _drawn(rng: np.random.Generator, gene: int, old: Any, splittings: Sequence[Any]) -> Any:
+    if gene == 1:
+        if isinstance(old, float) and rng.random() < 0.5:
+            return float(np.clip(old * np.exp(STRETCH * rng.standard_normal()), 0.02, 50.0))
+        return splittings[rng.integers(len(splittings))]
+    table = {0: ORDERS, 2: VARIABLES, 3: RULES, 4: CORRECTORS}[gene]
+    return table[rng.integers(len(table))]
+
+
+def cross(rng: np.random.Generator, one: Candidate, other: Candidate) -> Candidate:
+    """The first steps of one and the last of the other; the nodes too, where they still increase."""
+    at = rng.integers(1, len(one.choices)) if len(one.choices) > 1 else 0
+    joined = one.places[:at] + other.places[at:]
+    nodes = joined if all(np.diff([0.0, *joined, 1.0]) > 1e-4) else one.places
+    return Candidate(nodes, one.choices[:at] + other.choices[at:])
+
+
+def fixed_grids(process: AbstractProcess, fine: np.ndarray, steps: int) -> list[np.ndarray]:
+    """Places of the usual grids between the fine grid's ends: even in its index, in t, in log(alpha/sigma), and as Karras et al. have them."""
+    from .. import grids
+
+    found = [np.arange(1, steps) / steps]
+    for rule in (grids.uniform, grids.log_snr, grids.karras):
+        try:
+            found.append(places(fine, rule(process, steps, t_start=float(fine[0]), t_end=float(fine[-1]))))
+        except ValueError:  # log(alpha/sigma) is infinite at an end
+            continue
+    return [place for place in found if all(np.diff([0.0, *place, 1.0]) > 0)]

@@ -1,0 +1,199 @@
+"""Solver schedules found by search: for a number of steps, what each should do and where it should end.
+
+    minimise  E = prod_b (||x_b - r_b|| / ||r_b||)^(1/B),    x the schedule's x_0, r that of the reference, over a batch of B        (1)
+
+(the geometric mean, for a few images that a sampler takes elsewhere would rule an arithmetic one) in three turns: dynamic programming for the nodes (`adjoint_jax.search.cheapest_nodes`) on the cost of Euler's jumps along the reference's
+trajectory, z = x/m and F of `adjoint_jax.splitting` with c = 1,
+
+    C_ij = ||z_i + (u_j - u_i) F_i - z_j||;                                                                             (2)
+
+evolution over all discrete choices and the nodes, from the best of the usual samplers on the usual grids; and descent by
+quasi-Newton steps on the nodes, through the sampler, as logarithms of their distances on the fine grid. Every schedule of a length runs in one program.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import minimize
+
+from ..adjoints._computation import Computation, run_direct
+from ..sample import prepare, sample
+from ..solvers import ExponentialRK, Schedule, Scheduled
+from ..solvers._base import as_dtype
+from ..splitting import Splitting, level
+from ..terms import DiffusionTerm
+from ._candidates import Candidate, cross, fixed_grids, mutate, starters
+from ._gits import cheapest_nodes
+
+KEEP = 12
+COEFFICIENTS = (1.0, 1.15)
+TINY = 1e-20
+"""Keeps (1) finite for an image that is met exactly."""
+
+
+def search_schedule(
+    term: DiffusionTerm,
+    x_T: Any,
+    args: Any = None,
+    *,
+    steps: int,
+    grid: Any,
+    reference: Any = None,
+    evaluations: int = 400,
+    descents: int = 3,
+    splittings: Sequence[Any] = ("data", "noise", 0.5, 1.0),
+    seed: int = 0,
+    callback: Callable[[int, float, Schedule], None] | None = None,
+) -> Schedule:
+    """The solver schedule of least error (1) that a search of a given length finds; one network evaluation a step.
+
+    Args:
+        term, x_T, args: as `aj.sample`; x_T is the batch on which schedules are compared: 8 or more, and judge the answer on fresh noise.
+        steps: the number of steps, which is that of network evaluations.
+        grid: a fine grid, 30 to 100 steps: its ends are the schedule's, its nodes the ones between which the schedule's lie.
+        reference: x_0 of the exact solution, like x_T; unless given, Tsitouras's method of order 5 on `grid`.
+        evaluations: schedules tried by evolution, each at the cost of one sample of the batch.
+        descents: the best distinct schedules whose nodes are improved by gradient; 0 for none.
+        splittings: the choices of a step's splitting: "data", "noise", or assumed standard deviations, which also drift.
+        seed: of the evolution; the same seed gives the same schedule.
+        callback: called with (schedules tried, error, schedule) whenever a better one is found.
+    Returns:
+        A `Schedule` with its `times`; `schedule.save(path)` writes it as json.
+    Raises:
+        ValueError: as `aj.sample`; where steps exceed those of `grid`; where no schedule gives a finite error.
+    Reference:
+        Liu et al., A unified sampling framework (2023), S^3; Chen et al. 2024 (GITS).
+
+        schedule = aj.search_schedule(term, x_T, args, steps=8, grid=aj.grids.log_snr(process, 60))
+        x_0 = aj.sample(term, x_T, args, grid=schedule.times, solver=schedule)
+    """
+    if not 1 <= steps < len(np.asarray(grid)):
+        raise ValueError(f"{steps} steps do not fit into the fine grid of {len(np.asarray(grid)) - 1}: give 1 or more, and a finer grid.")
+    teacher = sample(term, x_T, args, grid=grid, solver=ExponentialRK(diffrax.Tsit5(), 1.0), save=True)
+    contest = _Contest(term, x_T, args, np.asarray(grid, np.float64), teacher.xs[-1] if reference is None else jnp.asarray(reference), steps, callback)
+    rng = np.random.default_rng(seed)
+    nodes = [_gits_places(term, args, contest.fine, teacher.xs, steps, coefficient) for coefficient in COEFFICIENTS]
+    for candidate in starters([*nodes, *fixed_grids(term.process, contest.fine, steps)], splittings):
+        contest.enter(candidate)
+    contest.evolve(rng, evaluations * 2 // 3, splittings)
+    contest.descend(descents)
+    contest.evolve(rng, evaluations // 3, splittings)
+    return contest.best.schedule(contest.fine)
+
+
+class _Contest:
+    """The candidates tried so far with their errors, best first."""
+
+    def __init__(self, term: Any, x_T: Any, args: Any, fine: np.ndarray, reference: Any, steps: int, callback: Any):
+        self.fine, self.reference, self.callback, self.steps = fine, reference, callback, steps
+        solver = Scheduled(Schedule((1,) * steps), wide=True)
+        self.laid_out = prepare(term, x_T, args, np.interp(np.linspace(0, len(fine) - 1, steps + 1), range(len(fine)), fine), solver, None, None, False)
+        self.ranked: list[tuple[float, Candidate]] = []
+        self.seen: set[Any] = set()
+
+    @property
+    def best(self) -> Candidate:
+        if not self.ranked:
+            raise ValueError("No schedule gave a finite error: check the network, the grid's ends and x_T.")
+        return self.ranked[0][1]
+
+    def enter(self, candidate: Candidate) -> None:
+        """Measures a candidate that is new and possible."""
+        if candidate.key() in self.seen:
+            return
+        self.seen.add(candidate.key())
+        term, dtype = self.laid_out.term, self.laid_out.x.dtype
+        try:
+            schedule = candidate.schedule(self.fine)
+            ts = np.asarray(schedule.times)
+            rows = as_dtype(Scheduled(schedule, wide=True).table(term.process, term.prediction, ts), dtype)
+        except ValueError:  # a splitting that cannot start or end there, or a variable that it does not have
+            return
+        error = float(_error(eqx.tree_at(lambda c: (c.ts, c.rows), self.laid_out, (ts, rows)), self.reference))
+        if not np.isfinite(error):
+            return
+        if self.callback and (not self.ranked or error < self.ranked[0][0]):
+            self.callback(len(self.seen), error, schedule)
+        self.ranked.append((error, candidate))
+        self.ranked.sort(key=lambda pair: pair[0])
+
+    def evolve(self, rng: np.random.Generator, evaluations: int, splittings: Sequence[Any]) -> None:
+        """Children of the `KEEP` best, better ranks more often."""
+        last = len(self.seen) + evaluations
+        for _ in range(20 * evaluations):  # a child may be one that was tried before
+            if len(self.seen) >= last or not self.ranked:
+                return
+            parents = [self.ranked[min(int(rng.exponential(KEEP / 3)), KEEP - 1, len(self.ranked) - 1)][1] for _ in range(2)]
+            child = cross(rng, *parents) if rng.random() < 0.25 else parents[0]
+            self.enter(mutate(rng, child, splittings))
+
+    def descend(self, descents: int) -> None:
+        """Quasi-Newton steps on the nodes of the best candidates with distinct choices."""
+        chosen = {candidate.choices: candidate for _, candidate in reversed(self.ranked)}  # the best of each
+        order = [candidate for _, candidate in self.ranked if chosen.get(candidate.choices) is candidate]
+        for candidate in order[:descents] if self.steps > 1 else []:
+            self.enter(self._improved(candidate))
+
+    def _improved(self, candidate: Candidate) -> Candidate:
+        schedule, dtype = candidate.schedule(self.fine), self.laid_out.x.dtype
+        gaps = np.diff([0.0, *candidate.places, 1.0])
+
+        def along(logits: np.ndarray) -> np.ndarray:
+            return np.cumsum(np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum())[:-1]
+
+        def objective(logits: np.ndarray) -> tuple[float, np.ndarray]:
+            value, slope = _slope(jnp.asarray(logits, dtype), self.laid_out, jnp.asarray(self.fine, dtype), schedule, self.reference)
+            found = float(value), np.asarray(slope, np.float64)
+            return found if np.isfinite(found[0]) and np.isfinite(found[1]).all() else (1e3, np.zeros(len(logits)))
+
+        answer = minimize(objective, np.log(gaps), jac=True, method="L-BFGS-B", options={"maxiter": 30, "maxfun": 40})
+        return Candidate(tuple(float(p) for p in along(answer.x)), candidate.choices)
+
+
+def _distance(x: Any, reference: Any) -> Any:
+    """(1)."""
+    away, size = (jnp.sum(part.reshape(len(part), -1) ** 2, axis=1) for part in (x - reference, reference))
+    return jnp.exp(jnp.mean(jnp.log(away / size + TINY)) / 2)
+
+
+@eqx.filter_jit
+def _error(computation: Computation, reference: Any) -> Any:
+    x, _ = run_direct(computation)
+    return _distance(x, reference)
+
+
+@eqx.filter_jit
+def _slope(logits: Any, laid_out: Computation, fine: Any, schedule: Schedule, reference: Any) -> tuple[Any, Any]:
+    """(1) and its gradient in the logarithms of the steps' lengths on the fine grid."""
+
+    def error(logits: Any) -> Any:
+        along = jnp.cumsum(jax.nn.softmax(logits))[:-1] * (len(fine) - 1)
+        inner = jnp.interp(along, jnp.arange(len(fine), dtype=fine.dtype), fine)
+        ts = jnp.concatenate([fine[:1], inner, fine[-1:]])
+        return _distance(sample(laid_out.term, laid_out.x, laid_out.args, grid=ts, solver=schedule), reference)
+
+    return jax.value_and_grad(error)(logits)
+
+
+def _gits_places(term: DiffusionTerm, args: Any, fine: np.ndarray, states: Any, steps: int, coefficient: float) -> np.ndarray:
+    """The inner nodes, as fractions of the fine grid, that dynamic programming on (2) finds."""
+    from ..solvers.step import output
+
+    splitting, at = Splitting(1.0), level(term.process, fine)
+    of_x, of_p = output(splitting, term.prediction, at)
+    predictions = _predictions(term, jnp.asarray(fine, states.dtype), states, args)
+    x, p = (np.asarray(part, np.float64).reshape(len(fine), -1) for part in (states, predictions))
+    z, outputs = x / splitting.scale(at)[:, None], of_x[:, None] * x + of_p[:, None] * p
+    angle = np.arctan2(at.sigma, at.alpha)
+    cost = np.array([np.linalg.norm(z[i] + (angle - angle[i])[:, None] * outputs[i] - z, axis=1) for i in range(len(fine))])
+    return cheapest_nodes(cost, steps, coefficient=coefficient)[1:-1] / (len(fine) - 1)
+
+
+@eqx.filter_jit
+def _predictions(term: DiffusionTerm, times: Any, states: Any, args: Any) -> Any:
+    return jax.lax.map(lambda at: term.predict(at[0], at[1], args), (times, states))

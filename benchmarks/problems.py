@@ -1,0 +1,119 @@
+"""Three networks with their data, noise, ends and reference solutions, for the benchmarks.
+
+The reference is x_0 by a Runge-Kutta method in float64, one step for each training step: networks that saw only whole times are rough between them
+(their fastest sine turns by one radian a step), and coarser grids differ by 1e-3 whatever the order. It is kept on disk.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import adjoint_jax as aj
+
+sys.path.append(str(Path(__file__).parent.parent / "examples" / "own_network"))
+from flow_vit import load_flow_vit
+from unet64 import START, load_unet64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A term, its arguments for a batch, the noise, and where samples start and end."""
+
+    name: str
+    term: aj.DiffusionTerm
+    args: Any
+    x_T: Any
+    start: float
+    end: float
+    betas: Any = None
+
+    def fine(self, steps: int) -> np.ndarray:
+        """A grid uniform in log(alpha/sigma), after one step off alpha = 0 where it starts there."""
+        process = self.term.process
+        if np.isfinite(process.lam(self.start)):
+            return aj.grids.log_snr(process, steps, t_start=self.start, t_end=self.end)
+        return np.append(self.start, aj.grids.log_snr(process, steps - 1, t_start=self.start - 1e-3, t_end=self.end))
+
+    @property
+    def finest(self) -> np.ndarray:
+        """Every training step; 200 steps of `fine` for a network of continuous times."""
+        return self.fine(200) if self.betas is None else np.arange(self.start, self.end - 1, -1)
+
+    def reference(self, folder: Path) -> np.ndarray:
+        """x_0 by Dormand and Prince's method of order 8, of order 5 for the large network; prints what the next lower order changes for one image."""
+        path = folder / f"reference_{self.name}_{len(self.x_T)}_{_digest(self.x_T)}.npz"
+        if not path.exists():
+            high, low = (diffrax.Tsit5(), diffrax.Bosh3()) if self.name == "unet64" else (diffrax.Dopri8(), diffrax.Tsit5())
+            rough = replace(self, x_T=self.x_T[:1], args=self.args if "cond" not in self.args else {**self.args, "cond": self.args["cond"][:1]})
+            x_0 = self._solve(high, np.float64)
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez(path, x_0=x_0, error=distance(rough._solve(low, np.float64), x_0[:1]).max())
+        with np.load(path) as file:
+            print(f"{self.name}: the reference and one of lower order differ by {float(file['error']):.1e}", flush=True)
+            return file["x_0"]
+
+    def target(self) -> np.ndarray:
+        """x_0 in float32 by Heun's method on the same grid: what schedules are searched for."""
+        return self._solve(diffrax.Heun(), np.float32)
+
+    def _solve(self, method: diffrax.AbstractSolver, dtype: Any) -> np.ndarray:
+        with jax.enable_x64(dtype == np.float64):
+            widen = lambda leaf: jnp.asarray(np.asarray(leaf), dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf  # noqa: E731
+            term, x_T, args = self.wide() if dtype == np.float64 else self.term, *jax.tree.map(widen, (self.x_T, self.args))
+            solver = aj.ExponentialRK(method, 0.5)
+            return np.asarray(jax.jit(lambda x, args: aj.sample(term, x, args, grid=self.finest, solver=solver))(x_T, args))
+
+    def wide(self) -> aj.DiffusionTerm:
+        """The term with a network that computes in float64."""
+        if self.name != "digits":
+            return self.term
+        network, _, process, prediction = aj.load(dtype=jnp.float64)
+        return aj.DiffusionTerm(network, process, prediction)
+
+
+def _digest(x: Any) -> str:
+    return hashlib.sha256(np.asarray(x).tobytes()).hexdigest()[:8]
+
+
+def distance(x: Any, reference: Any) -> np.ndarray:
+    """||x - r|| / ||r|| of each image."""
+    away, size = (np.linalg.norm(np.asarray(part, np.float64).reshape(len(part), -1), axis=1) for part in (np.asarray(x) - reference, reference))
+    return away / size
+
+
+def mean_error(x: Any, reference: Any) -> float:
+    """The geometric mean of `distance` over the images."""
+    return float(np.exp(np.mean(np.log(distance(x, reference) + 1e-12))))
+
+
+def digits(shared: Path, images: int, seed: int) -> Problem:
+    network, params, process, prediction = aj.load()
+    term, x_T = aj.DiffusionTerm(network, process, prediction), jax.random.normal(jax.random.key(seed), (images, 28, 28, 1))
+    betas = np.linspace(1e-4, 0.02, 1000)
+    return Problem("digits", term, {"params": params, "cond": jnp.arange(images) % 10}, x_T, 999.0, 0.0, betas)
+
+
+def flow(shared: Path, images: int, seed: int) -> Problem:
+    term, params = load_flow_vit(shared / "mnist_flow_vit.npz")
+    x_T = jax.random.normal(jax.random.key(seed), (images, 28, 28, 1))
+    return Problem("flow", term, {"params": params, "cond": jnp.arange(images) % 10}, x_T, 1.0, 0.02)
+
+
+def unet64(shared: Path, images: int, seed: int) -> Problem:
+    with np.load(shared / "wang64_fixture.npz") as file:
+        products = file["alphas_cumprod"][: int(START) + 1]
+    term, params = load_unet64(shared / "wang64_unet_uint8.npz", products)
+    x_T = jax.random.normal(jax.random.key(seed), (images, 64, 64, 3))
+    betas = 1 - products / np.append(1.0, products[:-1])
+    return Problem("unet64", term, {"params": params}, x_T, START, 0.0, betas)
+
+
+PROBLEMS: dict[str, Callable[[Path, int, int], Problem]] = {"digits": digits, "flow": flow, "unet64": unet64}

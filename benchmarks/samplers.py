@@ -1,0 +1,199 @@
+"""Error of x_0 at a few network evaluations: every sampler here in every splitting, schedules found by search, and diffusers' own.
+
+    python benchmarks/samplers.py --out runs/samplers
+
+The embedded digits, the flow ViT and the 64x64 UNet of the shared data (`--networks`), float32, against a reference in float64 (`problems`). An entry is the geometric mean over the images of
+||x_0 - reference|| / ||reference|| on the best of the grids, which a letter names. Writes `results.json` after every entry and resumes from it; `samplers.md` and `samplers.png` in the end.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import numpy as np
+import tyro
+from peers import peers
+from problems import PROBLEMS, Problem, mean_error
+from report import write
+
+import adjoint_jax as aj
+from adjoint_jax.adjoints._computation import first, value_of
+from adjoint_jax.sample import prepare
+from adjoint_jax.solvers import AbstractPaired, AbstractSampler, ExponentialStages
+
+
+@dataclass(frozen=True)
+class Config:
+    out: Path = Path("runs/samplers")
+    shared: Path = Path("../shared/data")
+    networks: tuple[str, ...] = ("digits", "flow", "unet64")
+    evaluations: tuple[int, ...] = (5, 8, 10, 15, 20)
+    searched: tuple[int, ...] = (5, 8, 10)
+    images: int = 16
+    large_images: int = 2
+    """For the 64x64 UNet."""
+    trained: int = 64
+    """Images that schedules are searched on, from another seed."""
+    large_trained: int = 4
+    tries: int = 600
+    quick: bool = False
+    """Only the splittings 0 and infinity."""
+
+
+def solvers(problem: Problem, quick: bool) -> Iterator[tuple[str, str, AbstractSampler]]:
+    """(sampler, splitting, solver)."""
+    inf = float("inf")
+    for c in (0.0, inf) if quick else (0.0, 0.25, 0.5, 1.0, inf):
+        for variable in ("lam",) if quick else ("lam", "t", "rho", "theta") if 0 < c < inf else ("lam", "t", "rho"):
+            for order in (1, 2, 3, 4) if variable == "lam" else (2, 3, 4):
+                yield f"Exponential({order}) in {variable}", f"{c:g}", aj.Exponential(order, c, variable)
+        for order in (1, 2, 3):
+            yield f"UniPC-{order}", f"{c:g}", aj.UniPC(order, sigma_data=c)
+        for order in (2, 3):
+            yield f"singlestep {order}S", f"{c:g}", ExponentialStages(order, c)
+        yield "Heun", f"{c:g}", aj.ExponentialRK(diffrax.Heun(), c)
+        yield "Bogacki-Shampine 3", f"{c:g}", aj.ExponentialRK(diffrax.Bosh3(), c)
+        yield "Rex (midpoint)", f"{c:g}", aj.Rex(diffrax.Midpoint(), sigma_data=c)
+    yield "DPM-Solver++(2M)", "0", aj.DPMSolverPP(2)
+    yield "DPM-Solver++(3M), published", "0", aj.DPMSolverPP(3, published=True)
+    yield "DPM-Solver(2M)", "inf", aj.DPMSolver(2)
+    yield "SA-Solver, tau = 0", "0", aj.solvers.SASolver(3, 4, 0.0)
+    yield "iPNDM", "inf", aj.solvers.IPNDM()
+    yield "BDIA", "inf", aj.BDIA()
+    yield "BELM", "inf", aj.solvers.BELM()
+    yield "EDICT", "inf", aj.solvers.EDICT()
+    yield "Euler on dx/dt", "-", aj.solvers.PlainRK(diffrax.Euler())
+    yield "Heun on dx/dt", "-", aj.solvers.PlainRK(diffrax.Heun())
+
+
+def grids(problem: Problem, steps: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The letters of the table; where alpha = 0 at the start, those in log(alpha/sigma) make one step off it first."""
+    process, ends = problem.term.process, {"t_start": problem.start, "t_end": problem.end}
+    yield "t", aj.grids.uniform(process, steps, **ends)
+    yield "q", aj.grids.quadratic(process, steps, **ends)
+    yield "a", aj.grids.angle(process, steps, **ends)
+    finite = np.isfinite(process.lam(problem.start))
+    for letter, rule in (("l", aj.grids.log_snr), ("k", aj.grids.karras)):
+        if finite:
+            yield letter, rule(process, steps, **ends)
+        elif steps > 1:
+            yield letter, np.append(problem.start, rule(process, steps - 1, t_start=0.97 * problem.start, t_end=problem.end))
+
+
+REPRESENTATIVES: dict[Any, AbstractSampler] = {}
+"""Solvers by what their compiled step depends on: those with one pattern share one program, for their weights are data."""
+
+
+@eqx.filter_jit
+def _advance(computation: Any, carry: Any, inputs: Any) -> Any:
+    return computation.step(computation.shared()[0], carry, inputs)
+
+
+def run(problem: Problem, solver: Any, ts: np.ndarray, evaluations: int) -> np.ndarray | None:
+    """x_0, or None where the solver cannot spend just that many evaluations on this grid."""
+    laid_out = prepare(problem.term, problem.x_T, problem.args, ts, solver, None, None, False)
+    active = getattr(laid_out.rows, "active", None)
+    if (active.sum() if active is not None else np.prod(laid_out.rows.times.shape)) != evaluations:
+        return None
+    sampler: Any = laid_out.solver
+    key = (str(sampler.pattern), sampler.window, isinstance(sampler, AbstractPaired), active is None)
+    small = eqx.tree_at(
+        lambda c: (c.solver, c.ts, c.rows), laid_out, (REPRESENTATIVES.setdefault(key, sampler), None, None), is_leaf=lambda leaf: leaf is sampler
+    )
+    carry, inputs = laid_out.carry(), laid_out.inputs()
+    for i in range(laid_out.steps):
+        carry = _advance(small, carry, first(inputs, i))
+    return np.asarray(value_of(carry, False))
+
+
+def grids_for(problem: Problem, solver: AbstractSampler, evaluations: int) -> Iterator[tuple[str, np.ndarray, Any]]:
+    """(letter, grid, solver): with as many steps as spend the evaluations, singlestep methods in blocks."""
+    if isinstance(solver, ExponentialStages):
+        order = solver.steps_back
+        blocks = [order] * (evaluations // order) + ([evaluations % order] if evaluations % order else [])
+        solver = ExponentialStages(order, solver.splitting.sigma_data, lower_order_final=tuple(blocks))
+        steps = len(blocks)
+    else:
+        stages = len(getattr(solver, "pattern").reads)  # noqa: B009
+        if evaluations % stages:
+            return
+        steps = evaluations // stages
+    for letter, ts in grids(problem, steps):
+        yield letter, ts, solver
+
+
+class Results:
+    """Entries [network][evaluations][row] = (error, letter), on disk."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.entries: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def place(self, *keys: str) -> dict[str, Any]:
+        found = self.entries
+        for key in keys:
+            found = found.setdefault(key, {})
+        return found
+
+    def put(self, network: str, evaluations: int, row: str, entry: Any) -> None:
+        self.place(network, str(evaluations))[row] = entry
+        self.path.write_text(json.dumps(self.entries, indent=1))
+
+
+def measure(config: Config, problem: Problem, trained: Problem, results: Results) -> None:
+    reference = problem.reference(config.out)
+    for evaluations in config.evaluations:
+        done = results.place(problem.name, str(evaluations))
+        for sampler, splitting, solver in solvers(problem, config.quick):
+            row = f"{sampler} | {splitting}"
+            if row in done:
+                continue
+            best: tuple[float, str] | None = None
+            for letter, ts, made in grids_for(problem, solver, evaluations):
+                try:
+                    x = run(problem, made, ts, evaluations)
+                except ValueError:  # a splitting that cannot start at alpha = 0
+                    continue
+                error = np.inf if x is None else mean_error(x, reference)
+                if np.isfinite(error) and (best is None or error < best[0]):
+                    best = (error, letter)
+            results.put(problem.name, evaluations, row, best)
+        if find_spec("diffusers") and find_spec("torch"):
+            for name, call in peers(problem, evaluations).items():
+                if f"diffusers: {name} | peer" not in done:
+                    results.put(problem.name, evaluations, f"diffusers: {name} | peer", (mean_error(call(), reference), "own"))
+        if evaluations in config.searched and "S^3 | searched" not in done:
+            results.put(problem.name, evaluations, "S^3 | searched", (search(config, trained, problem, reference, evaluations), "own"))
+        shown = sorted((value[0], row) for row, value in results.place(problem.name, str(evaluations)).items() if value)[:6]
+        print(f"{problem.name}, {evaluations}: " + "; ".join(f"{error:.2e} {row}" for error, row in shown), flush=True)
+
+
+def search(config: Config, trained: Problem, problem: Problem, reference: np.ndarray, evaluations: int) -> float:
+    """The error on fresh noise of the schedule found on other noise; the schedule is kept."""
+    schedule = aj.search_schedule(
+        trained.term, trained.x_T, trained.args, steps=evaluations, grid=trained.fine(60), reference=trained.target(), evaluations=config.tries
+    )
+    schedule.save(config.out / f"schedule_{problem.name}_{evaluations}.json")
+    x = jax.jit(lambda x, args: aj.sample(problem.term, x, args, grid=schedule.times, solver=schedule))(problem.x_T, problem.args)
+    return mean_error(x, reference)
+
+
+def main(config: Config) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    results = Results(config.out / "results.json")
+    for name in config.networks:
+        large = name == "unet64"
+        problem = PROBLEMS[name](config.shared, config.large_images if large else config.images, 1)
+        trained = PROBLEMS[name](config.shared, config.large_trained if large else config.trained, 2)
+        measure(config, replace(problem), trained, results)
+    write(results.entries, config.out)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
