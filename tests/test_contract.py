@@ -123,7 +123,8 @@ def test_import_is_light():
 
 
 LAYERS = (
-    "_types", "_numerics", "_reflect", "processes", "grids", "splitting", "networks", "terms", "solvers", "schedulers", "adjoints", "sample", "search", "audit",
+    "_types", "_numerics", "_reflect", "processes", "grids", "splitting", "networks", "terms", "solvers", "schedulers", "adjoints", "sample",
+    "search", "audit",
 )  # fmt: skip
 APART = ("models", "checkpoints")
 

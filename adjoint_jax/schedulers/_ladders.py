@@ -24,11 +24,30 @@ NEARLY_NOISE = 1e-6
 
 
 class Ladder(NamedTuple):
-    """`ts` `[n + 1]`; `told` `[n]`, None for the times of `ts` themselves; whether a last step that goes nowhere was left out."""
+    """`ts` `[n + 1]`; `told` of the first of these, None for the times of `ts` themselves; whether a last step that goes nowhere was left out."""
 
     ts: np.ndarray
     told: np.ndarray | None = None
     still: bool = False
+
+
+class Request(NamedTuple):
+    """What a plan is made for; `shift` is that of time, `published` whether the formulas are diffusers' own."""
+
+    options: Mapping[str, Any]
+    process: Any
+    steps: int
+    eta: float
+    shift: float
+    published: bool
+
+
+class Plan(NamedTuple):
+    """A ladder, the solver, and further times at which its stages read the network, `[m]`, with what they are told."""
+
+    ladder: Ladder
+    solver: Any
+    stages: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def nodes(rule: str, process: Any, count: int, start: float, end: float) -> np.ndarray:
@@ -41,6 +60,8 @@ def training_steps(
 ) -> np.ndarray:
     """The grid of a spacing in whole training steps."""
     spacing = one_of({"timestep_spacing": "linspace", **options}, "timestep_spacing", "linspace", "leading", "trailing")
+    if spacing == "linspace" and final == "append_zero" and steps == 1:
+        return np.array([0.0, -1.0])  # as there: the one step starts next to the data
     more = {"offset": options["steps_offset"]} if spacing == "leading" else {}
     return getattr(grids, spacing)(process, steps, t_start=t_start, final=final, **more)
 
@@ -83,10 +104,8 @@ def multistep(options: Mapping[str, Any], process: Any, steps: int, shift: float
     if to_zero:
         return Ladder(np.append(levels, process.range[0]), told)
     if name in ("UniPCMultistepScheduler", "SASolverScheduler"):
-        raise ValueError(
-            f"{name} with a {rule} spacing corrects the state after its last step, which has no equal here: set final_sigmas_type to zero."
-        )
-    return Ladder(levels, told[:-1], still=True)
+        raise ValueError(f"{name} with a {rule} spacing corrects the state after its last step: set final_sigmas_type to zero.")
+    return Ladder(levels, told, still=True)
 
 
 def _flow_multistep(options: Mapping[str, Any], process: FlowMatching, steps: int, shift: float, to_zero: bool) -> Ladder:
@@ -95,11 +114,10 @@ def _flow_multistep(options: Mapping[str, Any], process: FlowMatching, steps: in
     if name == "UniPCMultistepScheduler":
         least = grids.shift_time(1 / total, shift)
         if rule:
-            one_of(options, "use_exponential_sigmas", False), one_of(options, "use_beta_sigmas", False)
+            for key in ("use_exponential_sigmas", "use_beta_sigmas"):
+                one_of(options, key, False)
             if options["sigma_min"] is None or options["sigma_max"] is None:
-                raise ValueError(
-                    f"{name} with use_flow_sigmas and a {rule} spacing needs sigma_min and sigma_max here, its levels sigma/alpha: set both."
-                )
+                raise ValueError(f"{name} with use_flow_sigmas and a {rule} spacing needs levels sigma_min and sigma_max: set both.")
             ts = np.append(nodes(rule, process, steps, *ends_of(options, process, 1.0, 0.0)), 0.0)
         else:
             terminal = options["shift_terminal"] or None
@@ -120,9 +138,9 @@ def _flow_multistep(options: Mapping[str, Any], process: FlowMatching, steps: in
 
 
 def sigmas(options: Mapping[str, Any], process: VPDiscrete, steps: int) -> Ladder:
-    rule, last = spacing_of_levels(options), process.range[1]
+    rule = spacing_of_levels(options)
     if options["timestep_spacing"] == "linspace":
-        told = grids.uniform(process, steps - 1) if steps > 1 else np.array([last])
+        told = grids.uniform(process, steps - 1) if steps > 1 else np.zeros(1)
     else:
         told = training_steps(options, process, steps)[:-1]
     to_zero = one_of({"final_sigmas_type": "zero", **options}, "final_sigmas_type", "zero", "sigma_min") == "zero"
@@ -138,7 +156,7 @@ def sigmas(options: Mapping[str, Any], process: VPDiscrete, steps: int) -> Ladde
         return Ladder(np.append(levels, process.range[0]), told)
     if levels[-1] > 1e-9:
         return Ladder(np.append(levels, 0.0), told)
-    return Ladder(levels, told[:-1], still=True)
+    return Ladder(levels, told, still=True)
 
 
 def karras(options: Mapping[str, Any], steps: int, rule: str, rho: float = 7.0) -> Ladder:

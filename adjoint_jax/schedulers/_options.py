@@ -58,12 +58,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "DPMSolverSDEScheduler": _HEUN,
     "LMSDiscreteScheduler": _HEUN,
     "EDMEulerScheduler": _EDM,
-    "EDMDPMSolverMultistepScheduler": {**_EDM, **_THRESHOLD, **_ORDERS, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "euler_at_final": False},
+    "EDMDPMSolverMultistepScheduler": {
+        **_EDM, **_THRESHOLD, **_ORDERS, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "euler_at_final": False,
+    },
     "CosineDPMSolverMultistepScheduler": {
         **_EDM, **_ORDERS, "sigma_min": 0.3, "sigma_max": 500.0, "sigma_data": 1.0, "sigma_schedule": "exponential", "solver_type": "midpoint",
         "euler_at_final": False, "prediction_type": "v_prediction",
     },
-    "FlowMatchEulerDiscreteScheduler": {**_MATCHING, **_LEVELS, **_DYNAMIC, "invert_sigmas": False, "shift_terminal": None, "stochastic_sampling": False},
+    "FlowMatchEulerDiscreteScheduler": {
+        **_MATCHING, **_LEVELS, **_DYNAMIC, "invert_sigmas": False, "shift_terminal": None, "stochastic_sampling": False,
+    },
     "FlowMatchHeunDiscreteScheduler": _MATCHING,
 }  # fmt: skip
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -76,7 +80,7 @@ REFUSED = {
     **dict.fromkeys(
         ("AmusedScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler", "VQDiffusionScheduler"), _TOKENS
     ),
-    "IPNDMScheduler": "its first step, out of alpha = 0, takes x itself for eps whatever the network says: use aj.solvers.IPNDM on a grid of one's own",
+    "IPNDMScheduler": "its first step, out of alpha = 0, takes x for eps whatever the network says: use aj.solvers.IPNDM on another grid",
     "DDPMWuerstchenScheduler": "its cosine schedule is clamped and has no table: use aj.VPCosine with aj.DDIM(eta=1.0)",
     "UnCLIPScheduler": "its variance is read from the network: use aj.DDIM(eta=1.0) with the first half of the network's answer",
     "RePaintScheduler": "it goes back and forth around a masked image that is no part of the configuration",
@@ -86,9 +90,9 @@ REFUSED = {
     "LTXEulerAncestralRFScheduler": "it noises a flow by a rule of its own: use aj.solvers.Ancestral with aj.FlowMatching",
     "FlowMapEulerDiscreteScheduler": "its network is a flow map, told two times, which aj.DiffusionTerm is not",
     "HeliosScheduler": "it changes the resolution between its stages",
-    "MiniMaxH3Scheduler": "its steps are told by its own pipeline",
+    "MiniMaxH3Scheduler": "its network is told 1 - sigma and answers with the flow reversed: use aj.solvers.PlainRK with aj.FlowMatching",
     "PiflowScheduler": "its network answers with a policy, which is integrated in place of the network",
-    "RFD4ProteinaScheduler": "its noise is scaled by a schedule of its own, for proteins",
+    "RFD4ProteinaScheduler": "it rescales the score and masks the atoms of a protein",
 }
 
 

@@ -1,66 +1,29 @@
 """The solver of each scheduler, which diffusers lets depend on the number of steps."""
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffrax
 import numpy as np
 
+from ..grids import model_times
 from ..processes import VPDiscrete
 from ..solvers import (
     DDIM,
     DEIS,
     PNDM,
     Ancestral,
-    DPMSolver,
     DPMSolverPP,
     DPMSolverPPSDE,
     ExponentialRK,
     ExponentialStages,
     PlainRK,
     Prescribed,
-    SASolver,
-    SDEDPMSolver,
     SDEDPMSolverPP,
-    UniPC,
 )
-from . import _ladders
-from ._ladders import Ladder
-from ._options import one_of
-
-FEW = 15  # below this number of steps the last are of lower order
-
-
-class Request(NamedTuple):
-    """What a plan is made for: the options, the process, the number of steps, DDIM's eta, the shift of time, and whether formulas are the published."""
-
-    options: Mapping[str, Any]
-    process: Any
-    steps: int
-    eta: float
-    shift: float
-    published: bool
-
-
-class Plan(NamedTuple):
-    """A ladder, the solver, and further times at which its stages read the network, `[m]`, with what they are told."""
-
-    ladder: Ladder
-    solver: Any
-    stages: tuple[np.ndarray, np.ndarray] | None = None
-
-
-def orders(options: Mapping[str, Any], order: int, ladder: Ladder) -> tuple[int, ...]:
-    """The order of each step: 1 in the last and 2 in the one before where `lower_order_final` says so, or the last goes to zero."""
-    count = len(ladder.ts) - 1 + ladder.still
-    few = options["lower_order_final"] and count < FEW
-    found = [order] * count
-    if few and count > 1:
-        found[-2] = min(2, order)
-    if few or options.get("euler_at_final") or options.get("final_sigmas_type") == "zero":
-        found[-1] = 1
-    return tuple(found[: len(ladder.ts) - 1])
+from . import _ladders, _multistep
+from ._ladders import Ladder, Plan, Request
+from ._options import one_of, spacing_of_levels
 
 
 def ddim(request: Request) -> Plan:
@@ -69,8 +32,17 @@ def ddim(request: Request) -> Plan:
         raise ValueError(
             f"{request.options['_class_name']} with clip_sample and set_alpha_to_one=False clips at its last step, t = 0: set one of them."
         )
-    solver = DDIM(request.eta)
+    solver = _first_order(request.options, request.eta)
     return Plan(ladder, solver if np.array_equal(ends, ladder.ts[1:]) else Prescribed(solver, ends))
+
+
+def _first_order(options: Mapping[str, Any], eta: float) -> Any:
+    """DDIM; out of alpha = 0, where its eps is not determined, the same step written in x0."""
+    if not options["rescale_betas_zero_snr"]:
+        return DDIM(eta)
+    if eta not in (0, 1):
+        raise ValueError(f"{options['_class_name']} with rescale_betas_zero_snr steps out of alpha = 0 with eta 0 or 1 here; got eta={eta}.")
+    return SDEDPMSolverPP(1) if eta else DPMSolverPP(1)
 
 
 def ddim_inverse(request: Request) -> Plan:
@@ -91,22 +63,27 @@ def _chained(request: Request, ladder: Ladder, ends: np.ndarray) -> None:
 def ddpm(request: Request) -> Plan:
     """DDIM with eta = 1; "fixed_large" takes beta for the variance of the noise, 1 - abar_i / abar_{i+1}."""
     options, process = request.options, request.process
-    ts = _ladders.training_steps(options, process, request.steps)
+    ts, solver = _ladders.training_steps(options, process, request.steps), _first_order(options, 1.0)
     if one_of(options, "variance_type", "fixed_small", "fixed_small_log", "fixed_large") != "fixed_large":
-        return Plan(Ladder(ts), DDIM(1.0))
+        return Plan(Ladder(ts), solver)
     noise = np.sqrt(-np.expm1(2 * np.diff(process.log_alpha(ts)) * -1))
     noise[-1] = noise[-1] if ts[-2] > 0 else 0.0
-    return Plan(Ladder(ts), Prescribed(DDIM(1.0), noise=noise))
+    return Plan(Ladder(ts), Prescribed(solver, noise=noise))
 
 
 def cogvideo_dpm(request: Request) -> Plan:
     ladder, ends = _ladders.chain(request.options, request.process, request.steps)
     _chained(request, ladder, ends)
-    return Plan(ladder, SDEDPMSolverPP(2, lower_order_final="euler"))
+    steps = len(ladder.ts) - 1
+    lower = [2] * (steps - 1) + [1]
+    if request.options["rescale_betas_zero_snr"] and ladder.ts[0] == request.process.range[1]:
+        lower[1:2] = [1]  # the step before, out of alpha = 0, is infinitely long in lam
+    return Plan(ladder, SDEDPMSolverPP(2, lower_order_final=tuple(lower)))
 
 
 def pndm(request: Request) -> Plan:
     one_of({"prediction_type": "epsilon", **request.options}, "prediction_type", "epsilon")
+    one_of(request.options, "set_alpha_to_one", False)  # its last step into sigma = 0 is of first order here
     ladder, ends = _ladders.chain(request.options, request.process, request.steps)
     _chained(request, ladder, ends)
     if request.options["skip_prk_steps"]:
@@ -116,109 +93,13 @@ def pndm(request: Request) -> Plan:
     return Plan(ladder, PNDM(4))
 
 
-def dpm_multistep(request: Request) -> Plan:
-    options, rule, kind = _dpm(request)
-    ladder = _ladders.multistep(options, request.process, request.steps, request.shift)
-    order, published = options["solver_order"], request.published
-    lower = orders(options, order, ladder)
-    if kind == "sde-dpmsolver":
-        one_of(options, "solver_order", 1, 2)
-        solver = SDEDPMSolver(order, 1.0, rule, lower)
-    elif kind == "sde-dpmsolver++":
-        solver = SDEDPMSolverPP(order, 1.0, rule, lower, "diffusers" if order == 3 and published else False)
-    else:
-        solver = (DPMSolverPP if kind == "dpmsolver++" else DPMSolver)(order, rule, lower, published)
-    return Plan(ladder, solver)
-
-
-def dpm_inverse(request: Request) -> Plan:
-    """DPM-Solver from data to noise, on a grid for `aj.invert`."""
-    options, rule, kind = _dpm(request)
-    one_of({**options, "algorithm_type": kind}, "algorithm_type", "dpmsolver", "dpmsolver++")
-    ladder, order = _ladders.inverse(options, request.process, request.steps), options["solver_order"]
-    lower = orders(options, order, ladder)
-    return Plan(ladder, (DPMSolverPP if kind == "dpmsolver++" else DPMSolver)(order, rule, lower, request.published))
-
-
-def _dpm(request: Request) -> tuple[Mapping[str, Any], str, str]:
-    """The options, with solver_type and algorithm_type of DPM-Solver."""
-    options = request.options
-    renamed = {"deis": "dpmsolver++", "logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"}
-    options = {**options, **{key: renamed.get(options[key], options[key]) for key in ("solver_type", "algorithm_type")}}
-    one_of({"variance_type": None, **options}, "variance_type", None)
-    rule = one_of(options, "solver_type", "midpoint", "heun")
-    kind = one_of(options, "algorithm_type", "dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
-    if not kind.endswith("++") and "final_sigmas_type" in options:
-        one_of(options, "final_sigmas_type", "sigma_min")
-    return options, rule, kind
-
-
-def dpm_singlestep(request: Request) -> Plan:
-    """A step of theirs is a stage of ours: the grid is that of the blocks' ends; a block of one identity step is left out."""
-    options, rule, kind = _dpm(request)
-    one_of(options, "algorithm_type", "dpmsolver", "dpmsolver++")
-    order, ladder = options["solver_order"], _ladders.multistep(options, request.process, request.steps, request.shift)
-    ts = np.append(ladder.ts, ladder.ts[-1:]) if ladder.still else ladder.ts
-    to_zero = options["final_sigmas_type"] == "zero"
-    blocks = [order] * (request.steps // order) + ([request.steps % order] if request.steps % order else [])
-    lower = options["lower_order_final"] or request.steps % order or to_zero
-    if lower and order > 1 and request.steps % order == 0:
-        blocks = [*blocks[:-1], order - 1, 1]
-    elif to_zero and blocks[-1] > 1:  # the last step is of first order
-        blocks = [*blocks[:-1], *[1] * blocks[-1]]
-    ends = np.cumsum([0, *blocks])
-    if ts[ends[-1]] == ts[ends[-2]]:
-        blocks, ends = blocks[:-1], ends[:-1]
-    lams = request.process.lam(ts)
-    r = [(lams[i + 1 : j] - lams[i]) / (lams[j] - lams[i]) if j > i + 1 else lams[:0] for i, j in pairwise(ends)]
-    filled = [(*given, *np.linspace(given[-1] if len(given) else 0.0, 1.0, order - len(given) + 1)[1:-1]) for given in r]
-    inner = "midpoint" if rule == "midpoint" and request.published else "exact"
-    given = tuple(tuple(float(node) for node in each) for each in filled)
-    width = 0.0 if kind == "dpmsolver++" else np.inf
-    solver = ExponentialStages(order, width, solver_type=rule, nodes=given, lower_order_final=tuple(blocks), inner=inner)
-    told = ladder.ts[:-1] if ladder.told is None else ladder.told
-    times = ts[: len(told)]
-    return Plan(Ladder(ts[ends]), solver, (times, told))
-
-
-def deis(request: Request) -> Plan:
-    options = request.options
-    one_of(options, "algorithm_type", "deis", "dpmsolver", "dpmsolver++")
-    one_of(options, "solver_type", "logrho", "midpoint", "heun", "bh1", "bh2")
-    one_of(options, "solver_order", 1, 2, 3)
-    ladder = _ladders.multistep(options, request.process, request.steps, request.shift)
-    return Plan(ladder, DEIS(options["solver_order"], "lam", orders(options, options["solver_order"], ladder)))
-
-
-def unipc(request: Request) -> Plan:
-    options = request.options
-    one_of(options, "solver_p", None)
-    variant = one_of(options, "solver_type", "bh1", "bh2", "midpoint", "heun", "logrho")
-    ladder = _ladders.multistep(options, request.process, request.steps, request.shift)
-    more = {"lower_order_final": bool(options["lower_order_final"]), "uncorrected": tuple(options["disable_corrector"])}
-    solver = UniPC(options["solver_order"], "bh1" if variant == "bh1" else "bh2", 0.0 if options["predict_x0"] else np.inf, **more)
-    return Plan(ladder, solver)
-
-
-def sa(request: Request) -> Plan:
-    """tau = 1 while the network is told a time from 200 to 800, unless tau_func says otherwise."""
-    options = request.options
-    one_of(options, "variance_type", None)
-    data = one_of(options, "algorithm_type", "data_prediction", "noise_prediction") == "data_prediction"
-    ladder = _ladders.multistep(options, request.process, request.steps, request.shift)
-    tau = options["tau_func"]
-    rule: Callable = (lambda t: 200 <= t <= 800) if tau is None else tau if callable(tau) else lambda t: tau
-    taus = tuple(float(rule(t)) for t in (ladder.ts[:-1] if ladder.told is None else ladder.told))
-    variant, width = ("few_steps", 0.0) if data and request.published else ("exact", 0.0 if data else np.inf)
-    lower = bool(options["lower_order_final"])
-    return Plan(ladder, SASolver(options["predictor_order"], options["corrector_order"], taus, width, variant, lower))
-
-
 def one_step(make: Callable[[], Any], middle: str | None = None) -> Callable[[Request], Plan]:
-    """The plan of a solver of levels; `middle`: its stages lie in the middle in lam, of each step ("ode") or of its deterministic part ("ancestral")."""
+    """A solver of levels; `middle`: its stages lie in the middle in lam, of each step ("ode") or of its deterministic part ("ancestral")."""
 
     def plan(request: Request) -> Plan:
         process = request.process
+        if middle == "ancestral":  # the middle is at the level of the next step, where the network would be told two times
+            one_of(request.options, "use_karras_sigmas", False)
         if isinstance(process, VPDiscrete):
             ladder = _ladders.sigmas(request.options, process, request.steps)
         else:
@@ -228,32 +109,17 @@ def one_step(make: Callable[[], Any], middle: str | None = None) -> Callable[[Re
         rho = np.exp(-process.lam(ladder.ts[:-1]))
         down = rho[1:] ** 2 / rho[:-1] if middle == "ancestral" else rho[1:]
         between = process.t_of_lam(-np.log(rho[:-1] * down) / 2)
-        return Plan(ladder, make(), (between, _ladders.grids.model_times(process, between)))
+        return Plan(ladder, make(), (between, model_times(process, between)))
 
     return plan
 
 
 def spacing_in_sigma(options: Mapping[str, Any]) -> str:
     """The spacing of Euler's levels where they are not those of a table."""
-    rule = _ladders.spacing_of_levels(options)
+    rule = spacing_of_levels(options)
     if rule is None or options["sigma_max"] is None or options["sigma_min"] is None:
         raise ValueError("EulerDiscreteScheduler with timestep_type='continuous' needs use_karras_sigmas, sigma_min and sigma_max here.")
     return rule
-
-
-def edm(request: Request) -> Plan:
-    options = request.options
-    rule = one_of(options, "sigma_schedule", "karras", "exponential")
-    ladder = _ladders.karras(options, request.steps, rule, options["rho"])
-    if options["_class_name"] == "EDMEulerScheduler":
-        return Plan(ladder, DDIM())
-    order, published = options["solver_order"], request.published
-    lower = orders(options, order, ladder)
-    _, solver_type, kind = _dpm(request._replace(options={"algorithm_type": "sde-dpmsolver++", **options}))
-    if one_of({**options, "algorithm_type": kind}, "algorithm_type", "dpmsolver++", "sde-dpmsolver++") == "dpmsolver++":
-        return Plan(ladder, DPMSolverPP(order, solver_type, lower, published))
-    one_of(options, "solver_order", 1, 2)
-    return Plan(ladder, SDEDPMSolverPP(order, 1.0, solver_type, lower))
 
 
 def flow(solver: Any) -> Callable[[Request], Plan]:
@@ -268,16 +134,16 @@ def flow(solver: Any) -> Callable[[Request], Plan]:
 PLANS: dict[str, Callable[[Request], Plan]] = {
     **dict.fromkeys(("DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler"), ddim),
     **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler"), ddpm),
-    **dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler"), edm),
+    **dict.fromkeys(("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "CosineDPMSolverMultistepScheduler"), _multistep.edm),
     "DDIMInverseScheduler": ddim_inverse,
     "CogVideoXDPMScheduler": cogvideo_dpm,
     "PNDMScheduler": pndm,
-    "DPMSolverMultistepScheduler": dpm_multistep,
-    "DPMSolverMultistepInverseScheduler": dpm_inverse,
-    "DPMSolverSinglestepScheduler": dpm_singlestep,
-    "DEISMultistepScheduler": deis,
-    "UniPCMultistepScheduler": unipc,
-    "SASolverScheduler": sa,
+    "DPMSolverMultistepScheduler": _multistep.dpm_multistep,
+    "DPMSolverMultistepInverseScheduler": _multistep.dpm_inverse,
+    "DPMSolverSinglestepScheduler": _multistep.dpm_singlestep,
+    "DEISMultistepScheduler": _multistep.deis,
+    "UniPCMultistepScheduler": _multistep.unipc,
+    "SASolverScheduler": _multistep.sa,
     "EulerDiscreteScheduler": one_step(DDIM),
     "EulerAncestralDiscreteScheduler": one_step(lambda: DDIM(1.0)),
     "HeunDiscreteScheduler": one_step(lambda: ExponentialRK(diffrax.Heun())),
@@ -290,5 +156,5 @@ PLANS: dict[str, Callable[[Request], Plan]] = {
 }
 LEVELLED = tuple(name for name in PLANS if name.startswith(("Euler", "HeunD", "KDPM2", "DPMSolverSDE", "LMS")))
 """The schedulers that hold x/alpha."""
-FIXED = tuple(name for name, plan in PLANS.items() if plan is edm)
+FIXED = tuple(name for name, plan in PLANS.items() if plan is _multistep.edm)
 """The schedulers of EDM's levels."""

@@ -81,7 +81,7 @@ class Scheduler:
         return (np.hypot(rho, 1.0) if wide else rho) / (1.0 if edm else np.hypot(rho, 1.0))
 
     def network(self, network: Any, steps: int) -> Any:
-        """The network, told what the scheduler would tell it on `steps` steps: `network(x, t, args)` with t a training step, or EDM's noise condition.
+        """The network, told what the scheduler would tell it on `steps` steps: t is a training step, or EDM's noise condition.
 
         x is scaled to the network's own coordinates, its x0 is clipped or thresholded where the configuration says so.
         """
@@ -146,9 +146,7 @@ def _shift(options: Mapping[str, Any], mu: float | None) -> float:
         return fixed
     kind = one_of(options, "time_shift_type", "exponential", "linear")
     if mu is None:
-        raise ValueError(
-            f"{name} with use_dynamic_shifting needs mu, which depends on the size of the image: give from_scheduler_config(config, mu=...)."
-        )
+        raise ValueError(f"{name} with use_dynamic_shifting needs mu, which the size of the image sets: give from_scheduler_config(config, mu=...).")
     return float(np.exp(mu)) if kind == "exponential" else float(mu)
 
 

@@ -15,7 +15,9 @@ from .linear import AbstractLinear, Pattern, Row
 
 
 class Prescribed(AbstractLinear):
-    """A one-step solver of which step i goes from ts[i] to `ends[i]`, to be taken for the state at ts[i + 1]; order and cost of the solver where the two are equal.
+    """A one-step solver whose step i goes from ts[i] to `ends[i]`, to be taken for the state at ts[i + 1].
+
+    Order and cost are the solver's where the two are equal.
 
     Args:
         solver: a solver without memory.
@@ -61,10 +63,5 @@ class Prescribed(AbstractLinear):
             return row
         c = row.x.ndim - nodes.ndim
         weights = np.asarray(self.noise, nodes.dtype).reshape(-1, *(1,) * (c + 1))
-        drawn = (np.asarray([name == "z0" for name in row_names(self.pattern)])).reshape(-1, *(1,) * c)
+        drawn = np.asarray([name == "z0" for name in self.pattern.x]).reshape(-1, *(1,) * c)
         return row._replace(x=row.x * ~drawn + weights * drawn)
-
-
-def row_names(pattern: Pattern) -> tuple[str, ...]:
-    """The values that the end of a step adds up."""
-    return (pattern.x,) if isinstance(pattern.x, str) else tuple(pattern.x)
