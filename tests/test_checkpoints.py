@@ -381,7 +381,7 @@ def test_process_from_config(case):
     ("config", "message"),
     [
         ({"_class_name": "EDMEulerScheduler"}, "'EDMEulerScheduler' has no process here: known are DDPMScheduler"),
-        ({"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid' is not known"),
+        ({"beta_schedule": "exp"}, "beta_schedule='exp' is not known"),
         ({"prediction_type": "score"}, "prediction_type='score' is not known: use one of epsilon"),
         ({"prediction_type": "flow_prediction"}, "use_flow_sigmas"),
         ({"trained_betas": [0.1, 1.5]}, "between 0 and 1"),

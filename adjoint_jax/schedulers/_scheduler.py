@@ -155,7 +155,9 @@ def from_scheduler_config(config: Mapping[str, Any], *, published: bool = True, 
 
     Samples equal diffusers' to rounding error (its tables are float32, which moves them by about 1e-6; the same noise given). Known differences:
     `DPMSolverSDEScheduler` and `CosineDPMSolverMultistepScheduler` draw from one Brownian path there, and independently here; DDPM draws noise of
-    variance 1e-20 in a last step that ends at t = -1, none here; where "trailing" makes one node too many (61 steps of 1000) it is left out.
+    variance 1e-20 in a last step that ends at t = -1, none here; where "trailing" makes one node too many (61 steps of 1000) it is left out;
+    `KDPM2AncestralDiscreteScheduler` with "linspace" tells its network two times at one level, here the first of the two (1e-6 apart in x_0).
+    x_T is in the coordinates of `process`: `scheduler.scale(steps)` times a standard normal.
 
     Args:
         config: the contents of `scheduler_config.json`; a key left out has its class's default, keys that the class does not have are ignored.
