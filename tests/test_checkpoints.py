@@ -419,7 +419,7 @@ def test_a_flow_network_counts_training_steps(tmp_path):
     assert (type(process).__name__, prediction) == ("FlowMatching", "flow")
     assert network == load(tmp_path / "unet").network
     assert isinstance(network, _betas.ScaledTime)
-    assert _betas.ScaledTime(lambda x, t, args: t, network.unit)(None, 0.25, None) == 250.0
+    assert _betas.ScaledTime(lambda x, t, args: t + x, network.unit)(jnp.zeros(()), 0.25, None) == 250.0
 
 
 @pytest.mark.parametrize(("module", "channels"), [(CLASSIFIER, 1), (UNET.clone(out_channels=2), 1)])
