@@ -16,6 +16,7 @@ from .processes import (
     VPLinear as VPLinear,
 )
 from .sample import Trajectory as Trajectory, invert as invert, sample as sample
+from .schedulers import from_scheduler_config as from_scheduler_config
 from .search import search_schedule as search_schedule
 from .solvers import (
     BDIA as BDIA,

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from adjoint_jax import checkpoints
 from adjoint_jax._files import write
-from adjoint_jax.checkpoints._schedulers import process_from_config
 from adjoint_jax.models import ConvClassifier, UNet2D
 from adjoint_jax.networks import target
+from adjoint_jax.schedulers._betas import process_from_config
 from adjoint_jax.splitting import level
 
 UNET = UNet2D(

@@ -15,8 +15,9 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 import adjoint_jax.checkpoints as checkpoints
-from adjoint_jax.checkpoints import _models, _rules, _schedulers, load, load_model, save
+from adjoint_jax.checkpoints import _models, _rules, load, load_model, save
 from adjoint_jax.models import ConvClassifier, UNet2D
+from adjoint_jax.schedulers import _betas
 
 UNET = UNet2D(
     in_channels=1,
@@ -344,7 +345,7 @@ def test_schedules_are_those_of_diffusers(name):
     }[name]
     with np.load(Path(__file__).parent / "fixtures" / "unet2d.npz") as file:
         expected = file[f"{name}_abar"]
-    abar = _schedulers.alphas_cumprod(options)
+    abar = _betas.alphas_cumprod(options)
     assert abar.dtype == np.float64
     np.testing.assert_allclose(abar, expected, rtol=1e-4, atol=1e-7)  # theirs is a float32 product, ours keeps log(abar) finite at the end
     assert (np.diff(abar) < 0).all()
@@ -352,7 +353,7 @@ def test_schedules_are_those_of_diffusers(name):
 
 
 def test_zero_terminal_snr_decreases_for_the_linear_schedule():
-    abar = _schedulers.alphas_cumprod({"rescale_betas_zero_snr": True})
+    abar = _betas.alphas_cumprod({"rescale_betas_zero_snr": True})
     assert (np.diff(abar) < 0).all()
     assert 0 < abar[-1] < 1e-8
 
@@ -369,10 +370,10 @@ SCHEDULERS = {
 @pytest.mark.parametrize("case", SCHEDULERS)
 def test_process_from_config(case):
     config, kind, expected = SCHEDULERS[case]
-    process, prediction = _schedulers.process_from_config(config)
+    process, prediction = _betas.process_from_config(config)
     assert (type(process).__name__, prediction) == (kind, expected)
     if kind == "VPDiscrete":
-        abar = _schedulers.alphas_cumprod(config)
+        abar = _betas.alphas_cumprod(config)
         np.testing.assert_allclose(process.alpha(np.array([0.0, 500.0])) ** 2, abar[[0, 500]], rtol=1e-6)
 
 
@@ -380,7 +381,7 @@ def test_process_from_config(case):
     ("config", "message"),
     [
         ({"_class_name": "EDMEulerScheduler"}, "'EDMEulerScheduler' has no process here: known are DDPMScheduler"),
-        ({"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid' is not known"),
+        ({"beta_schedule": "exp"}, "beta_schedule='exp' is not known"),
         ({"prediction_type": "score"}, "prediction_type='score' is not known: use one of epsilon"),
         ({"prediction_type": "flow_prediction"}, "use_flow_sigmas"),
         ({"trained_betas": [0.1, 1.5]}, "between 0 and 1"),
@@ -389,7 +390,7 @@ def test_process_from_config(case):
 )
 def test_scheduler_errors(config, message):
     with pytest.raises(ValueError, match=message):
-        _schedulers.process_from_config(config)
+        _betas.process_from_config(config)
 
 
 def test_load(tmp_path):
@@ -417,8 +418,8 @@ def test_a_flow_network_counts_training_steps(tmp_path):
     network, _, process, prediction = load(tmp_path / "unet")
     assert (type(process).__name__, prediction) == ("FlowMatching", "flow")
     assert network == load(tmp_path / "unet").network
-    assert isinstance(network, _schedulers.ScaledTime)
-    assert _schedulers.ScaledTime(lambda x, t, args: t, network.unit)(None, 0.25, None) == 250.0
+    assert isinstance(network, _betas.ScaledTime)
+    assert _betas.ScaledTime(lambda x, t, args: t + x, network.unit)(jnp.zeros(()), 0.25, None) == 250.0
 
 
 @pytest.mark.parametrize(("module", "channels"), [(CLASSIFIER, 1), (UNET.clone(out_channels=2), 1)])

@@ -19,6 +19,7 @@ SIGNATURES = {
     "invert": "(term, x_0, args=None, *, grid, solver=None, adjoint=None, save=False)",
     "audit": "(loss, term, x_T, args=None, *, grid, solver=None, adjoints, wrt=('x_T', 'args'))",
     "load": "(path=None, *, dtype=<class 'jax.numpy.float32'>)",
+    "from_scheduler_config": "(config, *, published=True, eta=0.0, mu=None)",
     "cfg": "(network, scale, rescale=0.0, interval=None)",
     "linen": "(module)",
     "nnx": "(module)",
@@ -63,7 +64,7 @@ NETWORKS = {
 }
 LATER = {
     "sde_terms", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
-    "from_scheduler_config", "search_schedule",
+    "search_schedule",
 }  # fmt: skip
 
 
@@ -122,7 +123,8 @@ def test_import_is_light():
 
 
 LAYERS = (
-    "_types", "_numerics", "_reflect", "processes", "grids", "splitting", "networks", "terms", "solvers", "adjoints", "sample", "search", "audit",
+    "_types", "_numerics", "_reflect", "processes", "grids", "splitting", "networks", "terms", "solvers", "schedulers", "adjoints", "sample",
+    "search", "audit",
 )  # fmt: skip
 APART = ("models", "checkpoints")
 

@@ -12,7 +12,7 @@ from shared import shared
 
 import adjoint_jax as aj
 from adjoint_jax import grids
-from adjoint_jax.checkpoints._schedulers import alphas_cumprod
+from adjoint_jax.schedulers._betas import alphas_cumprod
 from adjoint_jax.search import cheapest_nodes
 
 BETAS = {"lin": "linear", "scaled": "scaled_linear", "cos": "squaredcos_cap_v2"}

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from . import _files, _models, _rules, _schedulers
+from ..schedulers import _betas
+from . import _files, _models, _rules
 
 __all__ = ["EMBEDDED", "Checkpoint", "load", "load_model", "save"]
 
@@ -69,9 +70,9 @@ def load(path: str | os.PathLike[str] | None = None, *, dtype: Any = jnp.float32
         raise ValueError(f"{folder} maps {ours} channels to {theirs}, not x to a prediction of its shape: use load_model and wrap the module.")
     file = scheduler_folder / _files.SCHEDULER
     scheduler = _files.read_json(file) if file.exists() else {}
-    process, prediction = _schedulers.process_from_config(scheduler)
-    network, unit = linen(module), _schedulers.time_unit(scheduler)
-    return Checkpoint(network if unit == 1 else _schedulers.ScaledTime(network, unit), params, process, prediction)
+    process, prediction = _betas.process_from_config(scheduler)
+    network, unit = linen(module), _betas.time_unit(scheduler)
+    return Checkpoint(network if unit == 1 else _betas.ScaledTime(network, unit), params, process, prediction)
 
 
 def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None) -> None:
@@ -88,6 +89,6 @@ def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, A
     config = _models.describe(module, params)
     source = f"the {type(module).__name__} to be saved"
     tensors = _rules.to_torch(_models.shapes(module, config, source), params, source)
-    if scheduler is not None and not _schedulers.is_flow(scheduler):
-        _schedulers.alphas_cumprod(scheduler)
+    if scheduler is not None and not _betas.is_flow(scheduler):
+        _betas.alphas_cumprod(scheduler)
     _files.write_folder(path, config, tensors, scheduler)

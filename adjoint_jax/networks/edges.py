@@ -4,7 +4,10 @@
     x0 <- clip(x0, -s, s) / s,    s = clip(quantile_p |x0|, low, high), one s for each sample                            (2)
 
 Both answer with x0, and eps follows it, x = alpha x0 + sigma eps, in every solver: as in DPM-Solver++. diffusers' DDIM differs: it keeps the
-eps of the x0 before (1) unless told `use_clipped_model_output=True`, a step that no network answers for.
+eps of the x0 before (1) or (2) unless told `use_clipped_model_output=True`. Its step from s to t, with the weight w of eps, is that of a network
+which knows the grid (`keep_eps`): with r = alpha_s w / (alpha_t sigma_s),
+
+    x0 <- (c - r x0) / (1 - r),    c the x0 of (1) or (2).                                                              (3)
 """
 
 from typing import Any
@@ -19,19 +22,30 @@ from ..processes import AbstractProcess
 from ..splitting import level
 from ._predictions import conversions, known
 from ._wrapping import as_pytree, hosted, per_sample, predict, samples, unhosted
+from .times import Table
 
 
 class _Clean(eqx.Module):
-    """The network's x0, which `correct` changes."""
+    """The network's x0, which `correct` changes; `share` of t is r of (3), none for 0."""
 
     network: Network
     process: AbstractProcess
     prediction: str = eqx.field(static=True)
     correct: Any
+    share: Any = None
 
     def __call__(self, x: State, t: Any, args: Args) -> State:
-        x0, _ = conversions(self.prediction, level(unhosted(self.process), floating(t, x)))
-        return self.correct(x0.of_x * x + x0.of_p * predict(self.network, x, t, args))
+        of, _ = conversions(self.prediction, level(unhosted(self.process), floating(t, x)))
+        x0 = of.of_x * x + of.of_p * predict(self.network, x, t, args)
+        if self.share is None:
+            return self.correct(x0)
+        r = self.share(floating(t, x))
+        return (self.correct(x0) - r * x0) / (1 - r)  # (3)
+
+
+def keep_eps(clean: Any, times: np.ndarray, shares: np.ndarray) -> Network:
+    """What `clip` or `threshold` gave, with the eps of the x0 before it, (3): r is `shares[i]` on the step from `times[i]`."""
+    return _Clean(clean.network, clean.process, clean.prediction, clean.correct, Table(*hosted((times, shares))))
 
 
 def _quantile(values: Any, ratio: Any) -> Any:

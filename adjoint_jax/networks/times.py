@@ -91,7 +91,9 @@ class _Rule(eqx.Module):
         return self.rule(unit * t) / unit  # (2)
 
 
-class _Table(eqx.Module):
+class Table(eqx.Module):
+    """`given[j]` at the time nearest to `times[j]`."""
+
     times: Any
     given: Any
 
@@ -130,4 +132,4 @@ def rounded_times(network: Network, rule: Any = "nearest", unit: Any = 1.0) -> N
     times, given = (value if hasattr(value, "dtype") else np.asarray(value, np.float64) for value in rule)
     if np.ndim(times) != 1 or np.shape(times) != np.shape(given) or not len(times):
         raise ValueError(f"A look-up needs two vectors of equal length, (times, given); got shapes {np.shape(times)} and {np.shape(given)}.")
-    return _Retimed(as_pytree(network), _Table(*hosted((times, given))))
+    return _Retimed(as_pytree(network), Table(*hosted((times, given))))

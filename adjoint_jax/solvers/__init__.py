@@ -21,6 +21,7 @@ from .paired import AbstractPaired as AbstractPaired, Paired as Paired
 from .plain import PlainRK as PlainRK
 from .pndm import FON as FON, PNDM as PNDM
 from .predictor import SASolver as SASolver, UniPC as UniPC
+from .prescribed import Prescribed as Prescribed
 from .reflected import Reflected as Reflected
 from .rex import Rex as Rex
 from .schedule import Schedule as Schedule, Scheduled as Scheduled

@@ -20,7 +20,7 @@ class Missing(NamedTuple):
 
 
 class Run(NamedTuple):
-    """`aj.sample` of a case: x_T = scale * the peer's; `pieces` are samples taken one after the other, each on its own grid.
+    """`aj.sample` of a case: x_T = scale * the peer's.
 
     `encodes`: not a sample but `aj.solvers.encode_noise` is taken, and of its noises the last that is not zero.
     """
@@ -33,7 +33,6 @@ class Run(NamedTuple):
     noise: Any = None
     scale: float = 1.0
     reverse: bool = False
-    pieces: bool = False
     encodes: bool = False
     tolerance: tuple[float, float] = EXACT
 

@@ -5,18 +5,22 @@ The discrete schedulers of diffusers share the betas of DDPM, beta_i for i = 0 .
     linear             beta_i from beta_start to beta_end, evenly
     scaled_linear      sqrt(beta_i) evenly
     squaredcos_cap_v2  beta_i = min(1 - f((i+1)/T) / f(i/T), 0.999),  f(s) = cos^2((s + 0.008) / 1.008 * pi/2)          (Nichol & Dhariwal 2021)
+    sigmoid            beta_start + (beta_end - beta_start) / (1 + exp(-u)),  u evenly from -6 to 6
     zero terminal SNR  `grids.zero_terminal_snr`
+    CogVideoX          abar_i <- abar_i / (k + (1 - k) abar_i), before that: k times as much noise, sigma^2/alpha^2
 
 Everything is float64 here and float32 there, so that the two agree to about 1e-6.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 
-from ..processes import zero_terminal_snr
+from ..networks import as_pytree
+from ..processes import FlowMatching, VPDiscrete, zero_terminal_snr
+from ..processes.preserving import ABAR_FLOOR
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
@@ -29,16 +33,15 @@ DEFAULTS = {
     **dict.fromkeys(("DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler", "PNDMScheduler"), _DDPM),
     **dict.fromkeys(("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler"), _DDPM),
     **dict.fromkeys(("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"), _LDM),
-    **dict.fromkeys(("LCMScheduler", "TCDScheduler"), _LCM),
+    **dict.fromkeys(("LCMScheduler", "TCDScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"), _LCM),
 }
 
 
-@dataclass(frozen=True)
-class ScaledTime:
+class ScaledTime(eqx.Module):
     """A network that counts time in another unit than its process: it is given `unit * t`."""
 
-    network: Any
-    unit: float
+    network: Any = eqx.field(converter=as_pytree)
+    unit: float = eqx.field(static=True)
 
     def __call__(self, x, t, args):
         return self.network(x, self.unit * t, args)
@@ -56,8 +59,8 @@ def is_flow(config: Mapping[str, Any]) -> bool:
     return _class_name(config) in FLOWS or bool(config.get("use_flow_sigmas"))
 
 
-def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
-    """The products abar_i of a discrete scheduler, `[T]`, float64."""
+def alphas_cumprod(config: Mapping[str, Any], floor: float = ABAR_FLOOR) -> np.ndarray:
+    """The products abar_i of a discrete scheduler, `[T]`, float64; `floor` is the last one where it is rescaled to zero terminal SNR."""
     start, end, schedule = DEFAULTS[_class_name(config)]
     start, end, schedule = config.get("beta_start", start), config.get("beta_end", end), config.get("beta_schedule", schedule)
     steps = config.get("num_train_timesteps", 1000)
@@ -70,33 +73,37 @@ def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
     elif schedule == "squaredcos_cap_v2":
         f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    elif schedule == "sigmoid":
+        betas = start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps)))
     else:
-        raise ValueError(f"beta_schedule={schedule!r} is not known: use linear, scaled_linear, squaredcos_cap_v2, or give trained_betas.")
+        raise ValueError(f"beta_schedule={schedule!r} is not known: use linear, scaled_linear, squaredcos_cap_v2, sigmoid, or give trained_betas.")
     if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
         raise ValueError(f"The scheduler's betas must be two numbers or more, all between 0 and 1; got {np.array2string(betas, threshold=8)}.")
     abar = np.cumprod(1 - betas)
-    return zero_terminal_snr(abar) if config.get("rescale_betas_zero_snr") else abar
+    if _class_name(config).startswith("CogVideoX"):
+        k = config.get("snr_shift_scale", 3.0)
+        abar = abar / (k + (1 - k) * abar)
+    return zero_terminal_snr(abar, floor) if config.get("rescale_betas_zero_snr") else abar
 
 
-def process_from_config(config: Mapping[str, Any]) -> tuple[Any, str]:
+def process_from_config(config: Mapping[str, Any], floor: float = ABAR_FLOOR) -> tuple[Any, str]:
     """The process and the prediction of a diffusers scheduler.
 
     Args:
         config: the contents of `scheduler_config.json`; a key left out has its scheduler's default, an empty one is DDPM's.
+        floor: as `alphas_cumprod`.
 
     Returns `VPDiscrete` (t = training step) or `FlowMatching` (t in [0, 1]; the network's own time is `time_unit(config)` times as much),
     and one of "eps" "x0" "v" "flow".
     Raises ValueError for a scheduler, schedule or prediction_type that is not known.
     """
-    from ..processes import FlowMatching, VPDiscrete
-
     flow = is_flow(config)
     kind = config.get("prediction_type", "flow_prediction" if _class_name(config) in FLOWS else "epsilon")
     if kind not in PREDICTIONS:
         raise ValueError(f"prediction_type={kind!r} is not known: use one of {', '.join(PREDICTIONS)}.")
     if kind == "flow_prediction" and not flow:
         raise ValueError("prediction_type='flow_prediction' belongs to a flow: set use_flow_sigmas to true, or use FlowMatchEulerDiscreteScheduler.")
-    return FlowMatching() if flow else VPDiscrete(alphas_cumprod(config)), PREDICTIONS[kind]
+    return FlowMatching() if flow else VPDiscrete(alphas_cumprod(config, floor)), PREDICTIONS[kind]
 
 
 def time_unit(config: Mapping[str, Any]) -> float:
