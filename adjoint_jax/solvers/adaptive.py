@@ -6,8 +6,11 @@ A solver with an error estimate goes from lam to lam + h, giving x' and x'_low =
     f = s E^(-b_0) E_1^(-b_1) E_2^(-b_2),    b = (P + I + D, -(P + 2 D), D) / order                                (2)
     x' is accepted where L(f) >= a;    h <- min(L(f) h, lam_end - lam)   in either case                             (3)
 
-with E_1, E_2 the errors of the last accepted steps. DPM-Solver takes L(f) = f, s = a = 0.9, that is E <= 1, the proportional rule (I = 1
-alone) and in (1) the largest RMS of the batch; k-diffusion L(f) = 1 + atan(f - 1), s = 1, a = 0.81 and the RMS of the whole.
+with E_1, E_2 the errors of the last accepted steps. DPM-Solver takes L(f) = f, s = a = 0.9, that is E <= 1, I = 1 alone and in (1) the
+largest RMS of the batch; k-diffusion L(f) = 1 + atan(f - 1), s = 1, a = 0.81 and the RMS of the whole.
+
+As published, DPM-Solver rounds f / s to float32 and stops wherever |t - t_end| <= 1e-5, on VPLinear by up to 0.005 in lam too early; k-diffusion's
+h in (3) is not cut to lam_end - lam, only the step is, so that a rejected last step is tried again with almost the same length.
 """
 
 import functools
@@ -36,7 +39,7 @@ class StepController(NamedTuple):
         limited: L(f) = 1 + atan(f - 1) rather than f.
         per_sample: E is the largest of the leading axis rather than one of all of x.
         floor: added to E; with E = 0 the step goes to the end.
-        rounded: f / s rounded to float32, as DPM-Solver's code has it.
+        rounded, early, uncut: f / s rounded to float32; the |t - t_end| at which to stop; h not cut.
     """
 
     safety: float = 1.0
@@ -48,6 +51,8 @@ class StepController(NamedTuple):
     per_sample: bool = False
     floor: float = 1e-8
     rounded: bool = False
+    early: float = 0.0
+    uncut: bool = False
 
     def error(self, difference: State, scale: State) -> Any:
         """E of (1)."""
@@ -64,10 +69,12 @@ class StepController(NamedTuple):
         return 1 + jnp.arctan(self.safety * growth - 1) if self.limited else self.safety * growth
 
 
+DPM_SOLVER = StepController(0.9, 0.9, limited=False, per_sample=True, floor=0.0)
 CONTROLLERS = {
-    "k-diffusion": StepController(),
-    "dpm-solver": StepController(0.9, 0.9, limited=False, per_sample=True, floor=0.0),
-    "dpm-solver published": StepController(0.9, 0.9, limited=False, per_sample=True, floor=0.0, rounded=True),
+    ("dpm-solver", False): DPM_SOLVER,
+    ("dpm-solver", True): DPM_SOLVER._replace(rounded=True, early=1e-5),
+    ("k-diffusion", False): StepController(),
+    ("k-diffusion", True): StepController(uncut=True),
 }
 
 
@@ -100,6 +107,7 @@ def adaptive_grid(
     *,
     solver: AbstractLinear,
     controller: str | StepController = "dpm-solver",
+    published: bool = False,
     t_start: float | None = None,
     t_end: float | None = None,
     rtol: float = 0.05,
@@ -116,7 +124,7 @@ def adaptive_grid(
     Args:
         term, x_T, args: as for `aj.sample`; x_T concrete unless `like` is given.
         solver: one that estimates its error: `ExponentialStages` of order 2 (DPM-Solver-12) or 3 (-23), nodes 1/3 and 2/3 for the latter, or an `ExponentialRK`.
-        controller: "dpm-solver", "k-diffusion", "dpm-solver published" (the growth factor rounded to float32), or a `StepController`.
+        controller, published: "dpm-solver" or "k-diffusion", as above or with their code's own details; or a `StepController`.
         t_start, t_end: both of finite lam; by default the process's span.
         rtol, atol, h: tolerances, and the first step in lam.
         most: attempts after which the search is given up.
@@ -125,13 +133,13 @@ def adaptive_grid(
     Raises:
         TypeError: for a solver without an error estimate, or a traced x_T without `like`.
         ValueError: for another controller, an infinite lam, or a search that does not arrive.
-    Reference: Lu et al., DPM-Solver (2022), adaptive step size; k-diffusion's `sample_dpm_adaptive`. Under both, the end is hit exactly.
+    Reference: Lu et al., DPM-Solver (2022), adaptive step size; k-diffusion's `sample_dpm_adaptive`.
 
         solver = aj.solvers.ExponentialStages(3)
         ts = aj.solvers.adaptive_grid(term, x_T, args, solver=solver).ts
         x_0 = aj.sample(term, x_T, args, grid=ts, solver=solver)
     """
-    rule = _checked(term, solver, controller)
+    rule = _checked(term, solver, controller, published)
     x = jnp.asarray(x_T)
     x = x.astype(at_least_float32(x.dtype))
     span = [float(given if given is not None else own) for given, own in zip((t_start, t_end), term.process.span, strict=True)]
@@ -146,22 +154,26 @@ def adaptive_grid(
         raise TypeError("adaptive_grid is not traced: call it outside of jit and grad, or with like=, its own earlier answer.")
     last, times, kept, attempts = _find(term, x, args, tolerances, solver, rule, most)
     kept = np.asarray(kept)[: int(attempts)]
-    if float(last.t) != float(np.asarray(span[1], x.dtype)):
+    if not _arrived(last.t, tolerances, rule):
         raise ValueError(f"No grid in {attempts} attempts: at t = {float(last.t):g} the step in lam is {float(last.h):g}; loosen rtol={rtol:g}, atol={atol:g}.")
     ts = np.asarray(times, np.float64)[: int(attempts)][kept]
-    return AdaptiveGrid(np.array([span[0], *ts[:-1], span[1]]), tuple(map(bool, kept)), int(attempts) * len(solver.pattern.reads))
+    return AdaptiveGrid(np.array([span[0], *ts[:-1], ts[-1] if rule.early else span[1]]), tuple(map(bool, kept)), int(attempts) * len(solver.pattern.reads))
 
 
-def _checked(term: Any, solver: Any, controller: Any) -> StepController:
+def _checked(term: Any, solver: Any, controller: Any, published: bool) -> StepController:
     if not isinstance(term, DiffusionTerm):
         raise TypeError(f"term must be an aj.DiffusionTerm(network, process, prediction); got {type(term).__name__}.")
     if not isinstance(solver, AbstractLinear) or solver.pattern.error is None or solver.pattern.registers:
         raise TypeError(f"adaptive_grid takes a one-step solver with an error estimate such as ExponentialStages(2); got {type(solver).__name__}.")
     if isinstance(controller, StepController):
         return controller
-    if controller not in CONTROLLERS:
-        raise ValueError(f"controller={controller!r} is not known: use one of {', '.join(CONTROLLERS)}, or a StepController.")
-    return CONTROLLERS[controller]
+    if (controller, published) not in CONTROLLERS:
+        raise ValueError(f"controller={controller!r} is not known: use 'dpm-solver', 'k-diffusion' or a StepController.")
+    return CONTROLLERS[controller, published]
+
+
+def _arrived(t: Any, tolerances: Any, rule: StepController) -> Any:
+    return jnp.abs(t - jnp.asarray(tolerances[-1], t.dtype)) <= rule.early
 
 
 def _start(x: State, tolerances: Any) -> _Search:
@@ -183,10 +195,9 @@ def _attempt(term: Any, args: Args, tolerances: Any, solver: Any, rule: StepCont
     factor = rule.factor(error, past, solver.order(term))
     accepted = factor >= rule.accept
     h = factor * at.h  # (3)
-    there = _Search(t, h, x, low, jnp.stack([error, past[0]]))
-    back = at._replace(h=h)
-    following = jax.tree.map(functools.partial(jnp.where, accepted), there, back)
-    return following._replace(h=jnp.minimum(h, process.lam(t_end) - process.lam(following.t))), t, accepted
+    following = jax.tree.map(functools.partial(jnp.where, accepted), _Search(t, h, x, low, jnp.stack([error, past[0]])), at._replace(h=h))
+    left = process.lam(t_end) - process.lam(following.t)
+    return following._replace(h=h if rule.uncut else jnp.minimum(h, left)), t, accepted
 
 
 @eqx.filter_jit
@@ -195,7 +206,7 @@ def _find(term: Any, x: State, args: Args, tolerances: Any, solver: Any, rule: S
 
     def going(carry: Any) -> Any:
         at, _, _, n = carry
-        return (n < most) & (at.t != jnp.asarray(tolerances[-1], x.dtype)) & (at.h > 0)
+        return (n < most) & (at.h > 0) & ~_arrived(at.t, tolerances, rule)
 
     def body(carry: Any) -> Any:
         at, times, kept, n = carry
