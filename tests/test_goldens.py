@@ -19,8 +19,6 @@ from adjoint_jax.sample import prepare
 PENDING = {
     "diffusers/ddim_clip_*": "x0 is clipped and eps is not: no network says so",
     "diffusers/ipndm_*": "x itself enters the history as eps where alpha = 0, on a schedule of its own: not a method",
-    "dpm-solver/lu_adaptive_*": "adaptive steps",
-    "k-diffusion/kd_dpm_adaptive_*": "adaptive steps",
 }
 SPEED = {
     "xla_backend_optimization_level": 0,
@@ -77,6 +75,18 @@ def chained(parts: list[Any], x: Any, target: Any) -> tuple[Any, Any]:
     return states[-1], (cotangent, None)
 
 
+def through_the_steps(search: Any, x: Any, args: Any, target: Any, found: Any) -> tuple[Any, Any]:
+    """The same for an adaptive sampler, its step sizes differentiated as well."""
+
+    @functools.partial(jax.jit, compiler_options=understood(SPEED))
+    def run(x: Any, args: Any) -> tuple[Any, Any]:
+        x_0, transpose = jax.vjp(lambda x, args: search(x_T=x, args=args, like=found).x, x, args)
+        return x_0, transpose(x_0 - target)
+
+    x_0, (in_x, in_args) = run(x, args)
+    return x_0, (in_x, in_args.get("params"))
+
+
 def distances(case: Case, run: Run) -> dict[str, float]:
     """How far x_0 and the gradients are from the published ones."""
     x, target, args = jnp.asarray(case.array("xT")) * run.scale, jnp.asarray(case.array("target")), arguments(case.model)
@@ -85,10 +95,19 @@ def distances(case: Case, run: Run) -> dict[str, float]:
         encode = lambda x: aj.solvers.encode_noise(term, x, args, grid=run.grid, solver=run.solver, noise=run.noise)[1][-2]  # noqa: E731
         last, transpose = jax.vjp(encode, x)
         return {"x0": relative(last, case.array("x0")), "grad_xT": relative(transpose(last - target)[0], case.array("grad_xT"))}
+    if run.adaptive:
+        ends = {"t_start": run.grid[0], "t_end": run.grid[-1]}
+        search = functools.partial(aj.solvers.adaptive_grid, term, solver=run.solver, published=True, **ends, **run.adaptive)
+        found = search(x_T=x, args=args)
+        assert found.evaluations == len(case.array("lam_eval"))
+        run = run._replace(grid=found.ts)
     parts = [
         prepare(term, x, args, grid, run.solver, None, run.noise, False, reverse=run.reverse) for grid in (run.grid if run.pieces else [run.grid])
     ]
-    x_0, (in_x, in_params) = chained(parts, x, target) if run.pieces else pull(parts[0], target)
+    if run.through:
+        x_0, (in_x, in_params) = through_the_steps(search, x, args, target, found)
+    else:
+        x_0, (in_x, in_params) = chained(parts, x, target) if run.pieces else pull(parts[0], target)
     found = {"x0": relative(x_0, case.array("x0")), "grad_xT": relative(in_x * run.scale, case.array("grad_xT"))}
     if in_params is not None and case.has("grad_theta"):
         found["grad_theta"] = relative(jnp.concatenate([in_params[name].ravel() for name in NET]), case.array("grad_theta"))
@@ -121,4 +140,4 @@ def test_pending_counts():
     assert sum(pending(name) is None for name in names) == REPRODUCED
 
 
-REPRODUCED = 291
+REPRODUCED = 316

@@ -79,9 +79,10 @@ CONTROLLERS = {
 
 
 class AdaptiveGrid(NamedTuple):
-    """`ts` `[N + 1]`, what was accepted; `accepted`, whether each attempt was; the number of network evaluations."""
+    """`ts` `[N + 1]`, what was accepted, and the `x` it ends at; `accepted`, whether each attempt was; the number of network evaluations."""
 
     ts: Any
+    x: State
     accepted: tuple[bool, ...]
     evaluations: int
 
@@ -118,8 +119,8 @@ def adaptive_grid(
 ) -> AdaptiveGrid:
     """The grid that an adaptive sampler takes from x_T: adaptive steps and an exact gradient, in two calls.
 
-    The search is not differentiated, as in k-diffusion. With `like`, an answer for the same start, the search is repeated with as many attempts,
-    and its times are differentiable in x_T and args by plain autodiff; traced: a gradient then goes through the step sizes too, as in DPM-Solver's code.
+    The search is not differentiated, as in k-diffusion. With `like`, an answer for the same start, it is repeated with as many attempts, and
+    ts and x are traced and differentiable in x_T and args by plain autodiff: through the step sizes too, as in DPM-Solver's code.
 
     Args:
         term, x_T, args: as for `aj.sample`; x_T concrete unless `like` is given.
@@ -147,9 +148,8 @@ def adaptive_grid(
         raise ValueError(f"Adaptive steps are steps in lam, which is infinite at t_start={span[0]:g} or t_end={span[1]:g}: give times between.")
     tolerances = np.asarray([rtol, atol, h, *span])  # one array: other tolerances do not compile anew
     if like is not None:
-        times = _repeat(term, x, args, tolerances, solver, rule, len(like.accepted))
-        ts = jnp.concatenate([jnp.asarray(span[:1], x.dtype), times[np.flatnonzero(like.accepted)]])
-        return like._replace(ts=ts)
+        times, x = _repeat(term, x, args, tolerances, solver, rule, len(like.accepted))
+        return like._replace(ts=jnp.concatenate([jnp.asarray(span[:1], x.dtype), times[np.flatnonzero(like.accepted)]]), x=x)
     if not is_concrete(x, args, term):
         raise TypeError("adaptive_grid is not traced: call it outside of jit and grad, or with like=, its own earlier answer.")
     last, times, kept, attempts = _find(term, x, args, tolerances, solver, rule, most)
@@ -157,7 +157,8 @@ def adaptive_grid(
     if not _arrived(last.t, tolerances, rule):
         raise ValueError(f"No grid in {attempts} attempts: at t = {float(last.t):g} the step in lam is {float(last.h):g}; loosen rtol={rtol:g}, atol={atol:g}.")
     ts = np.asarray(times, np.float64)[: int(attempts)][kept]
-    return AdaptiveGrid(np.array([span[0], *ts[:-1], ts[-1] if rule.early else span[1]]), tuple(map(bool, kept)), int(attempts) * len(solver.pattern.reads))
+    ts = np.array([span[0], *ts[:-1], ts[-1] if rule.early else span[1]])
+    return AdaptiveGrid(ts, last.x, tuple(map(bool, kept)), int(attempts) * len(solver.pattern.reads))
 
 
 def _checked(term: Any, solver: Any, controller: Any, published: bool) -> StepController:
@@ -217,10 +218,11 @@ def _find(term: Any, x: State, args: Args, tolerances: Any, solver: Any, rule: S
 
 
 def _repeat(term: Any, x: State, args: Args, tolerances: Any, solver: Any, rule: StepController, attempts: int) -> Any:
-    """The times of that many attempts, differentiable."""
+    """The times of that many attempts and where they end, differentiable."""
 
     def body(at: _Search, _: None) -> tuple[_Search, Any]:
         at, t, _ = _attempt(term, args, tolerances, solver, rule, at)
         return at, t
 
-    return jax.lax.scan(body, _start(x, tolerances), length=attempts)[1]
+    at, times = jax.lax.scan(body, _start(x, tolerances), length=attempts)
+    return times, at.x
