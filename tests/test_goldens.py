@@ -40,6 +40,9 @@ def understood(options: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+OPTIONS = understood(SPEED)
+
+
 def pending(name: str) -> str | None:
     """The reason for which a case is not reproduced, or None."""
     return next((reason for pattern, reason in PENDING.items() if fnmatch.fnmatch(name, pattern)), None)
@@ -50,7 +53,7 @@ def relative(found: Any, published: np.ndarray) -> float:
     return float(np.abs(np.asarray(found) - published).max() / np.abs(published).max())
 
 
-@functools.partial(eqx.filter_jit, compiler_options=understood(SPEED))
+@functools.partial(eqx.filter_jit, compiler_options=OPTIONS)
 def pull(computation: Any, target: Any) -> tuple[Any, Any]:
     """x_0 and the gradient of |x_0 - target|^2 / 2 in (x_T, args["params"]): cases of one shape share one compiled program."""
 
@@ -78,7 +81,7 @@ def chained(parts: list[Any], x: Any, target: Any) -> tuple[Any, Any]:
 def through_the_steps(search: Any, x: Any, args: Any, target: Any, found: Any) -> tuple[Any, Any]:
     """The same for an adaptive sampler, its step sizes differentiated as well."""
 
-    @functools.partial(jax.jit, compiler_options=understood(SPEED))
+    @functools.partial(jax.jit, compiler_options=OPTIONS)
     def run(x: Any, args: Any) -> tuple[Any, Any]:
         x_0, transpose = jax.vjp(lambda x, args: search(x_T=x, args=args, like=found).x, x, args)
         return x_0, transpose(x_0 - target)
