@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from convergence import PUBLISHED, ROWS
+from convergence import PUBLISHED as TABLE, ROWS
 from goldens.cases import cases, complete, shared_file
 from goldens.networks import Golden, arguments
 from models import Mixture, relative
@@ -132,7 +132,7 @@ def test_the_published_convergence_is_complete():
         pytest.skip("the shared data are not here")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shared_file("convergence.md").splitlines()[2:]]
     found = {name: ([float(error) for error in errors], float(slope)) for name, _, *errors, _, slope in rows}
-    assert found == {name: (list(row.errors), row.slope) for name, row in PUBLISHED.items()}
+    assert found == {name: (list(row.errors), row.slope) for name, row in TABLE.items()}
 
 
 # 160 to 320 steps is not yet asymptotic for every frame: PEC at sigma_data 0.8 and 2 slopes 1.5 to 2 where the terms of two orders partly cancel.

@@ -155,7 +155,9 @@ def adaptive_grid(
     last, times, kept, attempts = _find(term, x, args, tolerances, solver, rule, most)
     kept = np.asarray(kept)[: int(attempts)]
     if not _arrived(last.t, tolerances, rule):
-        raise ValueError(f"No grid in {attempts} attempts: at t = {float(last.t):g} the step in lam is {float(last.h):g}; loosen rtol={rtol:g}, atol={atol:g}.")
+        raise ValueError(
+            f"No grid in {attempts} attempts: at t = {float(last.t):g} the step in lam is {float(last.h):g}; loosen rtol={rtol:g}, atol={atol:g}."
+        )
     ts = np.asarray(times, np.float64)[: int(attempts)][kept]
     ts = np.array([span[0], *ts[:-1], ts[-1] if rule.early else span[1]])
     return AdaptiveGrid(ts, last.x, tuple(map(bool, kept)), int(attempts) * len(solver.pattern.reads))
