@@ -1,7 +1,8 @@
 """Measured convergence of every ODE sampler: the published table of errors, and rows of our own.
 
 Problem: the goldens' mixture in two dimensions, VPLinear, grids uniform in lam from t = 1 to 1e-3; errors in the maximum norm over that of the
-solution. A row is (solver, errors at 10, 20, 80 and 320 steps, slope from 160 to 320); without errors, the slope is the order that its docstring states.
+solution. A row is (solver, errors at 10, 20, 80 and 320 steps, slope from 160 to 320); without errors, the slope is the order
+that its docstring states.
 Multistep and predictor-corrector methods keep their order to the end (lower_order_final=False).
 """
 

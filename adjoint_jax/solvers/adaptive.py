@@ -124,7 +124,8 @@ def adaptive_grid(
 
     Args:
         term, x_T, args: as for `aj.sample`; x_T concrete unless `like` is given.
-        solver: one that estimates its error: `ExponentialStages` of order 2 (DPM-Solver-12) or 3 (-23), nodes 1/3 and 2/3 for the latter, or an `ExponentialRK`.
+        solver: one that estimates its error: `ExponentialStages` of order 2 (DPM-Solver-12) or 3 (DPM-Solver-23), or an `ExponentialRK` of
+            such a diffrax solver.
         controller, published: "dpm-solver" or "k-diffusion", as above or with their code's own details; or a `StepController`.
         t_start, t_end: both of finite lam; by default the process's span.
         rtol, atol, h: tolerances, and the first step in lam.

@@ -166,7 +166,8 @@ class UniPC(AbstractPredictorCorrector):
 class SASolver(AbstractPredictorCorrector):
     """SA-Solver: stochastic Adams methods on x0, predictor of p and corrector of q nodes that share their noise; one evaluation and one draw a step.
 
-    Order max(p, q) at tau = 0 with lower_order_final=False (measured: 2.1 for p = q = 2, 3.0 for 3 and 0, 3.9 for 3 and 4); the default as in `UniPC`.
+    Order max(p, q) at tau = 0 with lower_order_final=False (measured: 2.1 for p = q = 2, 3.0 for 3 and 0, 3.9 for 3 and 4); the default as
+    in `UniPC`.
 
     Args:
         predictor: p, 1 to 4.
