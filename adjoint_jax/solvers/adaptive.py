@@ -9,8 +9,8 @@ A solver with an error estimate goes from lam to lam + h, giving x' and x'_low =
 with E_1, E_2 the errors of the last accepted steps. DPM-Solver takes L(f) = f, s = a = 0.9, that is E <= 1, I = 1 alone and in (1) the
 largest RMS of the batch; k-diffusion L(f) = 1 + atan(f - 1), s = 1, a = 0.81 and the RMS of the whole.
 
-As published, DPM-Solver rounds f / s to float32 and stops wherever |t - t_end| <= 1e-5, on VPLinear by up to 0.005 in lam too early; k-diffusion's
-h in (3) is not cut to lam_end - lam, only the step is, so that a rejected last step is tried again with almost the same length.
+As published, DPM-Solver rounds f / s to float32 and stops wherever |t - t_end| <= 1e-5, at t = 1e-3 of VPLinear up to 0.0054 in lam too early;
+k-diffusion's h in (3) is not cut to lam_end - lam, only the step is, so that a rejected last step is tried again with almost the same length.
 """
 
 import functools
