@@ -42,6 +42,10 @@ def sample(x=X, args=None, of=TERM, **more):
     return aj.sample(of, x, args, **{"grid": GRID, **more})
 
 
+def adaptive(x=X, of=TERM, **more):
+    return aj.solvers.adaptive_grid(of, x, solver=aj.solvers.ExponentialStages(2), **more)
+
+
 def gradient(**more):
     return jax.grad(lambda x: jnp.sum(sample(x, **more)))(X)
 
@@ -113,6 +117,20 @@ CASES = {  # what is done, the error, what its sentence holds
         TypeError,
         r"adds one draw a step to x, such as aj.DDIM\(eta=1.0\); got DDIM",
     ),
+    "adaptive steps without an estimate": (
+        lambda: aj.solvers.adaptive_grid(TERM, X, solver=aj.DPMSolverPP(2)),
+        TypeError,
+        r"one-step solver with an error estimate such as ExponentialStages\(2\); got DPMSolverPP",
+    ),
+    "adaptive steps of first order": (
+        lambda: aj.solvers.adaptive_grid(TERM, X, solver=aj.solvers.ExponentialStages(1)),
+        TypeError,
+        r"error estimate such as ExponentialStages\(2\); got ExponentialStages",
+    ),
+    "adaptive steps from infinity": (lambda: adaptive(of=EDGE), ValueError, r"infinite at t_start=1 or t_end=0: give times between"),
+    "adaptive steps unknown": (lambda: adaptive(controller="pid"), ValueError, r"controller='pid' is not known: use 'dpm-solver', 'k-diffusion'"),
+    "adaptive steps that do not arrive": (lambda: adaptive(most=3), ValueError, r"No grid in 3 attempts: at t = .*; loosen rtol=0.05, atol=0.0078"),
+    "adaptive steps traced": (lambda: jax.jit(adaptive)(X), TypeError, r"adaptive_grid is not traced.*or with like=, its own earlier answer"),
     "reflected pair": (lambda: aj.solvers.Reflected(aj.BDIA()), TypeError, r"carries no second state; got BDIA"),
     "key given": (
         lambda: sample(key=jax.random.key(0)),

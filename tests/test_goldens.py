@@ -18,8 +18,6 @@ from adjoint_jax.sample import prepare
 
 PENDING = {
     "diffusers/ipndm_*": "x itself enters the history as eps where alpha = 0, on a schedule of its own: not a method",
-    "dpm-solver/lu_adaptive_*": "adaptive steps",
-    "k-diffusion/kd_dpm_adaptive_*": "adaptive steps",
 }
 SPEED = {
     "xla_backend_optimization_level": 0,
@@ -41,6 +39,9 @@ def understood(options: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+OPTIONS = understood(SPEED)
+
+
 def pending(name: str) -> str | None:
     """The reason for which a case is not reproduced, or None."""
     return next((reason for pattern, reason in PENDING.items() if fnmatch.fnmatch(name, pattern)), None)
@@ -51,7 +52,7 @@ def relative(found: Any, published: np.ndarray) -> float:
     return float(np.abs(np.asarray(found) - published).max() / np.abs(published).max())
 
 
-@functools.partial(eqx.filter_jit, compiler_options=understood(SPEED))
+@functools.partial(eqx.filter_jit, compiler_options=OPTIONS)
 def pull(computation: Any, target: Any) -> tuple[Any, Any]:
     """x_0 and the gradient of |x_0 - target|^2 / 2 in (x_T, args["params"]): cases of one shape share one compiled program."""
 
@@ -65,6 +66,18 @@ def pull(computation: Any, target: Any) -> tuple[Any, Any]:
     return x_0, transpose(x_0 - target)
 
 
+def through_the_steps(search: Any, x: Any, args: Any, target: Any, found: Any) -> tuple[Any, Any]:
+    """The same for an adaptive sampler, its step sizes differentiated as well."""
+
+    @functools.partial(jax.jit, compiler_options=OPTIONS)
+    def run(x: Any, args: Any) -> tuple[Any, Any]:
+        x_0, transpose = jax.vjp(lambda x, args: search(x_T=x, args=args, like=found).x, x, args)
+        return x_0, transpose(x_0 - target)
+
+    x_0, (in_x, in_args) = run(x, args)
+    return x_0, (in_x, in_args.get("params"))
+
+
 def distances(case: Case, run: Run) -> dict[str, float]:
     """How far x_0 and the gradients are from the published ones."""
     x, target, args = jnp.asarray(case.array("xT")) * run.scale, jnp.asarray(case.array("target")), arguments(case.model)
@@ -73,7 +86,16 @@ def distances(case: Case, run: Run) -> dict[str, float]:
         encode = lambda x: aj.solvers.encode_noise(term, x, args, grid=run.grid, solver=run.solver, noise=run.noise)[1][-2]  # noqa: E731
         last, transpose = jax.vjp(encode, x)
         return {"x0": relative(last, case.array("x0")), "grad_xT": relative(transpose(last - target)[0], case.array("grad_xT"))}
-    x_0, (in_x, in_params) = pull(prepare(term, x, args, run.grid, run.solver, None, run.noise, False, reverse=run.reverse), target)
+    if run.adaptive:
+        ends = {"t_start": run.grid[0], "t_end": run.grid[-1]}
+        search = functools.partial(aj.solvers.adaptive_grid, term, solver=run.solver, published=True, **ends, **run.adaptive)
+        found = search(x_T=x, args=args)
+        assert found.evaluations == len(case.array("lam_eval"))
+        run = run._replace(grid=found.ts)
+    if run.through:
+        x_0, (in_x, in_params) = through_the_steps(search, x, args, target, found)
+    else:
+        x_0, (in_x, in_params) = pull(prepare(term, x, args, run.grid, run.solver, None, run.noise, False, reverse=run.reverse), target)
     found = {"x0": relative(x_0, case.array("x0")), "grad_xT": relative(in_x * run.scale, case.array("grad_xT"))}
     if in_params is not None and case.has("grad_theta"):
         found["grad_theta"] = relative(jnp.concatenate([in_params[name].ravel() for name in NET]), case.array("grad_theta"))
@@ -106,4 +128,4 @@ def test_pending_counts():
     assert sum(pending(name) is None for name in names) == REPRODUCED
 
 
-REPRODUCED = 292
+REPRODUCED = 317

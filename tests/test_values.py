@@ -41,6 +41,7 @@ SOLVERS = {
     "SASolver(3, 4)": aj.solvers.SASolver(3, 4, (1.0, 0.5, 0.5, 0.0)),
     "SASolver(3, 4, denoise)": aj.solvers.SASolver(3, 4, denoise=True),
     "ExponentialStages(3)": aj.solvers.ExponentialStages(3, tau=1.0, lower_order_final=(3, 2, 3, 1)),
+    "ExponentialStages(2)": aj.solvers.ExponentialStages(2),
     "Churn(Heun)": aj.solvers.Churn(diffrax.Heun(), 0.2),
     "Ancestral(2S)": aj.solvers.Ancestral(aj.solvers.ExponentialStages(2, 0.0)),
     "DPMSolverPPSDE": aj.solvers.DPMSolverPPSDE(),

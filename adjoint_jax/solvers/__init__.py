@@ -1,6 +1,7 @@
 """Solvers: diffrax solvers whose weights come from a table in one change of variables."""
 
 from ._base import AbstractSampler as AbstractSampler
+from .adaptive import AdaptiveGrid as AdaptiveGrid, StepController as StepController, adaptive_grid as adaptive_grid
 from .ancestral import Ancestral as Ancestral, Churn as Churn, DPMSolverPPSDE as DPMSolverPPSDE, EDMHeun as EDMHeun
 from .cycle import encode_noise as encode_noise
 from .ddim import DDIM as DDIM

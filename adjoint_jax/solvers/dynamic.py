@@ -22,8 +22,8 @@ from .predictor import RULES, AbstractPredictorCorrector
 
 
 class DCSolver(AbstractPredictorCorrector):
-    """UniPC-p with dynamic compensation, equation (1); one network evaluation a step. Order p + 1 where all r_i = 1, as UniPC;
-    with ratios that do not tend to 1 with the steps it is 1: they are a correction for few steps.
+    """UniPC-p with dynamic compensation, equation (1); one network evaluation a step. Order p + 1 where all r_i = 1, as `UniPC`;
+    with ratios that do not tend to 1 with the steps it is 1 (measured for 0.9): they are a correction for few steps.
 
     The ratios are differentiable: fit them by the gradient of the distance to a fine solution.
 

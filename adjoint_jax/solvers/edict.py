@@ -28,7 +28,7 @@ PATTERN = Pattern((CHAINS, (*CHAINS, "F0")), (*CHAINS, "F0", "F1"), {"aux": (*CH
 
 
 class EDICT(AbstractInvertible):
-    """Equation (1): exactly invertible, two evaluations a step, order 1; poor for few steps. The sample is x, its pair y.
+    """Equation (1): exactly invertible, two evaluations a step, order 1 (p = 1 with leapfrog: 2); poor for few steps. The sample is x, its pair y.
 
     Args:
         p: share of its own chain in the mix, above 0 and at most 1. The inverse divides by p.

@@ -27,6 +27,8 @@ class _Multistep(AbstractMultistep):
 class DEIS(_Multistep):
     """Adams-Bashforth on eps in the noise splitting (sigma_data infinite), the polynomial in t, rho or lam; one evaluation a step.
 
+    Order k, measured 2.0, 2.9 to 3.0 and 3.9 to 4.3 for k = 2, 3, 4; `published` "ipndm_v" 2.8 on even steps in lam.
+
     Args:
         order: 1 to 4; order k is tAB-(k-1) of the paper and diffusers' order k.
         variable: "t" (tAB-DEIS), "rho" (rhoAB-DEIS, k-diffusion's LMS) or "lam" (diffusers' log-rho).
@@ -51,6 +53,8 @@ class DEIS(_Multistep):
 class DPMSolver(_Multistep):
     """DPM-Solver(1, 2M, 3M): Adams-Bashforth on eps in the noise splitting (sigma_data infinite), in lam; one evaluation a step.
 
+    Measured order: 1.0, 2.0, 3.0; the published 3M 2.0.
+
     Args:
         order: 1 to 3.
         solver_type: "midpoint", the published second-order steps (also in the warm-up of order 3), or "heun", the exact integral.
@@ -71,7 +75,7 @@ class DPMSolverPP(_Multistep):
     """DPM-Solver++(1, 2M, 3M): Adams-Bashforth on x0 in the data splitting (sigma_data = 0), in lam; one evaluation a step.
 
     Order 2 is the published midpoint rule, bit for bit in exact arithmetic; order 3 has the factor 2 in the second difference that all published
-    codes lack (they measure order 2).
+    codes lack. Measured order: 1.0, 2.0, 3.0; the published 3M 2.0.
 
     Args:
         order: 1 to 3.
@@ -139,7 +143,8 @@ class SDEDPMSolverPP(_Multistep):
 class IPNDM(_Multistep):
     """DDIM's step with eps replaced by Adams-Bashforth's combination for even steps: iPNDM; one evaluation a step.
 
-    Order 2 in general, and 1 on uneven grids: the coefficients know nothing of the grid. `DEIS` has those that do.
+    Order 2 whatever `order` above 1 (measured 2.0 on steps even in lam), and 1 on uneven grids: the coefficients know nothing of the grid.
+    `DEIS` has those that do.
 
     Args:
         order: 1 to 4.
@@ -158,7 +163,8 @@ class IPNDM(_Multistep):
 class Exponential(_Multistep):
     """Adams-Bashforth in the splitting of any assumed standard deviation of the data; one evaluation a step.
 
-    Exact in one step for data N(0, sigma_data^2). sigma_data = 1 on a variance-preserving process integrates v against the angle.
+    Exact in one step for data N(0, sigma_data^2). sigma_data = 1 on a variance-preserving process integrates v against the angle. Order 1 to 4,
+    measured in all four variables; order 4 in lam 3.8 from 160 to 320 steps, since the warm-up begins to show.
 
     Args:
         order: 1 to 4.

@@ -120,6 +120,9 @@ class AbstractPredictorCorrector(AbstractLinear):
 class UniPC(AbstractPredictorCorrector):
     """UniPC-p: order p + 1 with its corrector, p without (UniP-p); one network evaluation a step.
 
+    Measured: 2.0, 3.0, 3.9 to 4.1 for p = 1, 2, 3 with lower_order_final=False. The default's last steps, of orders 2 and 1, show on fine grids: for
+    p = 3 the order is 2.2 from 160 to 320 steps, at errors below 1e-6. "vary_coeff" as published measures 1.
+
     Args:
         order: p, 1 to 4.
         variant: "bh2" or "bh1" (they differ in the predictor of order 2 and the corrector of order 1), "exact", the exact integrals, or
@@ -163,7 +166,8 @@ class UniPC(AbstractPredictorCorrector):
 class SASolver(AbstractPredictorCorrector):
     """SA-Solver: stochastic Adams methods on x0, predictor of p and corrector of q nodes that share their noise; one evaluation and one draw a step.
 
-    Order max(p, q) at tau = 0.
+    Order max(p, q) at tau = 0 with lower_order_final=False (measured: 2.1 for p = q = 2, 3.0 for 3 and 0, 3.9 for 3 and 4); the default as
+    in `UniPC`.
 
     Args:
         predictor: p, 1 to 4.

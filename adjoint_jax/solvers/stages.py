@@ -6,6 +6,8 @@ A step s -> t of h in lam has stages at lam_s + r_j h, each reached by a multist
     order 2      X_1 through {s},  X_t through {s, 1}, "midpoint" or exactly                                      (1)
     order 3      X_1 through {s},  X_2 through {s, 1},  X_t through {s, 2} ("midpoint") or {s, 1, 2} ("heun")       (2)
 
+The difference to the step of one order less through the same stages, x_t of (2) less that of (1), estimates the error: DPM-Solver-12 and -23.
+
 The noise of a stochastic splitting is that of one Brownian path: n_j = (m_j/m_{j-1}) n_{j-1} + s_{j-1,j} z_j at the stages in turn, X_j + n_j.
 """
 
@@ -26,6 +28,11 @@ NODES = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 
 class ExponentialStages(AbstractLinear):
     """Equations (1), (2) in any splitting: order 2 with two, order 3 with three network evaluations a step and, where tau > 0, as many draws.
+
+    Measured order for tau = 0: 1.0, 2.0, 3.0, for sigma_data = 0, 0.7, 1 and infinite.
+
+    Where tau = 0, orders 2 and 3 embed the order below, free of evaluations: steps under `diffrax.PIDController` in `diffeqsolve`, or
+    `adaptive_grid`.
 
     Args:
         order: 1 to 3.
@@ -76,7 +83,8 @@ class ExponentialStages(AbstractLinear):
         s = self.steps_back
         draws = [f"z{j}" for j in range(s)] if self.splitting.stochastic else []
         stage = lambda j: ("x", *(f"F{i}" for i in range(j)), *draws[:j])  # noqa: E731
-        return Pattern(("x", *(stage(j) for j in range(1, s))), stage(s), {}, draws=len(draws))
+        error = None if draws or s == 1 else stage(s)[1:]
+        return Pattern(("x", *(stage(j) for j in range(1, s))), stage(s), {}, draws=len(draws), error=error)
 
     def use(self, valid: Any, steps: int) -> Any:
         """The order of each step and its nodes, `[steps, order]`."""
@@ -91,7 +99,9 @@ class ExponentialStages(AbstractLinear):
     def rows(self, process: AbstractProcess, prediction: str, nodes: Any, t_end: Any, valid: Any) -> Row:
         xp, splitting, c, s = namespace(nodes), self.splitting, self.splitting.ndim, self.steps_back
         t0 = nodes[..., 0]
-        valid = floating([s, *self.nodes] if valid.dtype == bool else valid, nodes)  # a mask in diffeqsolve, which knows no place in the grid
+        valid = np.asarray([s, *self.nodes]) if valid.dtype == bool else valid  # a mask in diffeqsolve, which knows no place in the grid
+        known = {1, *np.unique(valid[..., 0]).astype(int).tolist()}
+        valid = floating(valid, nodes)
         start, end = level(process, t0), level(process, t_end)
         with np.errstate(divide="ignore", invalid="ignore"):
             h = end.lam - start.lam
@@ -100,27 +110,30 @@ class ExponentialStages(AbstractLinear):
             inner = [process.t_of_lam(xp.where(xp.isfinite(start.lam), start.lam, 0) + valid[..., j] * h) for j in range(1, s)]
             times = xp.stack([t0 + 0 * h, *(xp.where(order > j, t, t0) for j, t in enumerate(inner, 1))], axis=-1)
             at = [level(process, times[..., j]) for j in range(s)]
-            reads = [self._sum(process, times, at, j, at[j], xp.where(order > j, j, 0)) for j in range(1, s)]
-            x = self._sum(process, times, at, s, end, order)
+            reads = [self._sum(process, times, at, j, at[j], xp.where(order > j, j, 0), {j}) for j in range(1, s)]
+            x = self._sum(process, times, at, s, end, order, known)
+            below = {max(k - 1, 1) for k in known}
+            lower = None if self.pattern.error is None else self._sum(process, times, at, s, end, xp.maximum(order - 1, 1), below)
             fields = [output(splitting, prediction, level_j) for level_j in at]
         of_x, of_p = (xp.stack([field[k] for field in fields], axis=-1 - c) for k in range(2))
         active = xp.stack([order > j for j in range(s)], axis=-1)
-        return Row(times, of_x, of_p, (None, *reads), x, {}, active=active)
+        error = None if lower is None else (x - lower)[(..., slice(1, None), *(slice(None),) * c)]  # x has the same weight in both
+        return Row(times, of_x, of_p, (None, *reads), x, {}, error, active)
 
-    def _sum(self, process: AbstractProcess, times: Any, at: list, j: int, end: Any, order: Any) -> Any:
-        """The weights of x, of F_0 .. F_{j-1} and of the draws in the state at `end`, stage j or the end of a step of `order`."""
+    def _sum(self, process: AbstractProcess, times: Any, at: list, j: int, end: Any, order: Any, known: set[int]) -> Any:
+        """The weights of x, of F_0 .. F_{j-1} and of the draws in the state at `end`, stage j or the end of a step of `order`, one of `known`."""
         xp, splitting, c = namespace(times), self.splitting, self.splitting.ndim
         last = j == self.steps_back
-        index = np.arange(j)
-        used = {1: index < 1, 2: index < 2, 3: index != 1 if self.solver_type == "midpoint" else index < 3}
         stage_rule = "midpoint" if (self.solver_type == "midpoint" if last else self.inner == "midpoint") else "exact"
         whole = splitting.step(at[0], end)
         found = 0
-        for k in range(1, j + 1):
-            valid = xp.asarray(used[k]) & (order == k)[..., None]
-            step = Step.of(splitting, "lam", process, end, times[..., :j], valid)
-            rule = stage_rule if k == 2 else "exact"
-            found = found + xp.where((order == k).reshape(order.shape + (1,) * (1 + c)), weights(step, whole, rule), 0)
+        for k in sorted(known):  # and no other: in the graph each takes long to compile
+            used = np.arange(k) != 1 if k == 3 and self.solver_type == "midpoint" else np.arange(k) < k
+            valid = xp.asarray(used) & (order == k)[..., None]
+            step = Step.of(splitting, "lam", process, end, times[..., :k], valid)
+            through = weights(step, whole, stage_rule if k == 2 else "exact")
+            through = xp.pad(through, [(0, 0)] * (through.ndim - 1 - c) + [(0, j - k)] + [(0, 0)] * c)
+            found = found + xp.where((order == k).reshape(order.shape + (1,) * (1 + c)), through, 0)
         parts = [xp.expand_dims(splitting.scale(end) / splitting.scale(at[0]), -1 - c), found]
         if splitting.stochastic:
             visited = [*at[:j], end]

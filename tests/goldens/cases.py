@@ -95,3 +95,10 @@ def cases() -> dict[str, Case]:
 def complete() -> bool:
     """Whether the shared data are there, rather than the subset alone."""
     return _folder() is not None
+
+
+def shared_file(name: str) -> str:
+    """A text of the golden folder."""
+    folder = _folder()
+    assert folder is not None
+    return (folder / name).read_text()

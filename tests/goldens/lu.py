@@ -7,7 +7,7 @@ import numpy as np
 import adjoint_jax as aj
 
 from .cases import Case
-from .runs import Missing, Run, network, table
+from .runs import Run, network, table
 
 
 def _lu_schedule(meta: Any) -> tuple[Any, float, float]:
@@ -52,6 +52,8 @@ def dpm_solver(case: Case) -> Run:
     process, start, end = _lu_schedule(meta)
     steps = meta.get("steps", 1)
     skip = meta.get("skip_type", "time_uniform")
+    if meta["method"] == "adaptive":
+        return _lu_adaptive(case, process, np.array([start, end]))
     if meta["method"] in ("singlestep", "singlestep_fixed"):
         blocks = lu_blocks(steps, meta["order"], meta["method"] == "singlestep_fixed")
         if skip == "logSNR":
@@ -61,12 +63,19 @@ def dpm_solver(case: Case) -> Run:
         solver = _lu_singlestep(meta, blocks, process, grid, skip)
     else:
         grid = lu_grid(process, start, end, skip, steps)
-        solver = Missing("adaptive steps") if meta["method"] == "adaptive" else _lu_multistep(meta)
+        solver = _lu_multistep(meta)
     guidance = (meta["cfg_scale"], (0, 1)) if "cfg_scale" in meta else None
     threshold = (meta["thr"], np.inf) if "thr" in meta else None
     prediction = "x0" if threshold else "eps"
     net = network(case, process, prediction, guidance=guidance, threshold=threshold)
     return Run(net, process, prediction, grid, solver, reverse=meta.get("inverse", False))
+
+
+def _lu_adaptive(case: Case, process: Any, ends: np.ndarray) -> Run:
+    meta = case.meta
+    solver = aj.solvers.ExponentialStages(meta["order"], 0.0 if meta["algorithm_type"] == "dpmsolver++" else np.inf)
+    told = {"controller": "dpm-solver", "rtol": meta["rtol"], "atol": meta["atol"]}
+    return Run(network(case, process), process, "eps", ends, solver, adaptive=told, through=meta["variant"] != "detach_h")
 
 
 def lu_blocks(evaluations: int, order: int, fixed: bool) -> list[int]:

@@ -87,12 +87,14 @@ def k_diffusion(case: Case) -> Run:
 
 
 def _continuous(case: Case) -> Run:
-    """DPM-Solver-fast: uniform steps in log sigma, of order 3 and less at the end."""
+    """Steps even in log sigma, of order 3 and less at the end (DPM-Solver-fast), or adaptive ones."""
     meta, process = case.meta, aj.EDM()
     blocks = lu_blocks(meta.get("n", 1), 3, fixed=False)
     grid = np.exp(np.linspace(np.log(meta["sigma_max"]), np.log(meta["sigma_min"]), len(blocks) + 1))
-    solver: Any = aj.solvers.ExponentialStages(3, np.inf, lower_order_final=tuple(blocks))
-    return Run(network(case, process), process, "eps", grid, Missing("adaptive steps") if "order" in meta else solver)
+    if "order" in meta:
+        told = {"controller": "k-diffusion", "rtol": meta["rtol"], "atol": meta["atol"]}
+        return Run(network(case, process), process, "eps", grid[[0, -1]], aj.solvers.ExponentialStages(meta["order"]), adaptive=told)
+    return Run(network(case, process), process, "eps", grid, aj.solvers.ExponentialStages(3, np.inf, lower_order_final=tuple(blocks)))
 
 
 def diff_sampler(case: Case) -> Run:

@@ -22,6 +22,7 @@ class Missing(NamedTuple):
 class Run(NamedTuple):
     """`aj.sample` of a case: x_T = scale * the peer's.
 
+    `adaptive`: what `aj.solvers.adaptive_grid` is told besides the ends, which are the `grid`; `through` the step sizes, too, goes the gradient.
     `encodes`: not a sample but `aj.solvers.encode_noise` is taken, and of its noises the last that is not zero.
     """
 
@@ -34,6 +35,8 @@ class Run(NamedTuple):
     scale: float = 1.0
     reverse: bool = False
     encodes: bool = False
+    adaptive: Any = None
+    through: bool = False
     tolerance: tuple[float, float] = EXACT
 
 
