@@ -2,13 +2,14 @@
 
     python benchmarks/samplers.py --out runs/samplers
 
-The embedded digits, the flow ViT and the 64x64 UNet of the shared data (`--networks`), float32, against a reference in float64 (`problems`). An entry is the geometric mean over the images of
-||x_0 - reference|| / ||reference|| on the best of the grids, which a letter names. Writes `results.json` after every entry and resumes from it; `samplers.md` and `samplers.png` in the end.
+The embedded digits, the flow ViT and the 64x64 UNet of the shared data (`--networks`), float32, against a reference in float64 (`problems`).
+An entry is the geometric mean over the images of ||x_0 - reference|| / ||reference|| on the best of the grids, which a letter names. Writes
+`results.json` after every entry and resumes from it; `samplers.md` and `samplers.png` in the end.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ def main(config: Config) -> None:
         large = name == "unet64"
         problem = PROBLEMS[name](config.shared, config.large_images if large else config.images, 1)
         trained = PROBLEMS[name](config.shared, config.large_trained if large else config.trained, 2)
-        measure(config, replace(problem), trained, results)
+        measure(config, problem, trained, results)
     write(results.entries, config.out)
 
 

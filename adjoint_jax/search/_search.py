@@ -2,13 +2,14 @@
 
     minimise  E = prod_b (||x_b - r_b|| / ||r_b||)^(1/B),    x the schedule's x_0, r that of the reference, over a batch of B        (1)
 
-(the geometric mean, for a few images that a sampler takes elsewhere would rule an arithmetic one) in three turns: dynamic programming for the nodes (`adjoint_jax.search.cheapest_nodes`) on the cost of Euler's jumps along the reference's
-trajectory, z = x/m and F of `adjoint_jax.splitting` with c = 1,
+(the geometric mean, for a few images that a sampler takes elsewhere would rule an arithmetic one) in three turns. Dynamic programming
+for the nodes (`adjoint_jax.search.cheapest_nodes`) on the cost of Euler's jumps along the reference's trajectory, z = x/m and F of
+`adjoint_jax.splitting` with c = 1,
 
-    C_ij = ||z_i + (u_j - u_i) F_i - z_j||;                                                                             (2)
+    C_ij = ||z_i + (u_j - u_i) F_i - z_j||.                                                                             (2)
 
-evolution over all discrete choices and the nodes, from the best of the usual samplers on the usual grids; and descent by
-quasi-Newton steps on the nodes, through the sampler, as logarithms of their distances on the fine grid. Every schedule of a length runs in one program.
+Evolution over all discrete choices and the nodes, from the usual samplers on the usual grids. And descent by quasi-Newton steps on the
+nodes, through the sampler, as logarithms of their distances on the fine grid. Schedules of one length are all evaluated by one program.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from ..solvers import ExponentialRK, Schedule, Scheduled
 from ..solvers._base import as_dtype
 from ..splitting import Splitting, level
 from ..terms import DiffusionTerm
-from ._candidates import Candidate, cross, fixed_grids, mutate, starters
+from ._candidates import Candidate, cross, fixed_grids, mutate, starters, times
 from ._gits import cheapest_nodes
 
 KEEP = 12
@@ -75,15 +76,17 @@ def search_schedule(
     if not 1 <= steps < len(np.asarray(grid)):
         raise ValueError(f"{steps} steps do not fit into the fine grid of {len(np.asarray(grid)) - 1}: give 1 or more, and a finer grid.")
     teacher = sample(term, x_T, args, grid=grid, solver=ExponentialRK(diffrax.Tsit5(), 1.0), save=True)
-    contest = _Contest(term, x_T, args, np.asarray(grid, np.float64), teacher.xs[-1] if reference is None else jnp.asarray(reference), steps, callback)
+    contest = _Contest(
+        term, x_T, args, np.asarray(grid, np.float64), teacher.xs[-1] if reference is None else jnp.asarray(reference), steps, callback
+    )
     rng = np.random.default_rng(seed)
-    nodes = [_gits_places(term, args, contest.fine, teacher.xs, steps, coefficient) for coefficient in COEFFICIENTS]
-    for candidate in starters([*nodes, *fixed_grids(term.process, contest.fine, steps)], splittings):
+    nodes = [_gits_places(term, args, fine, teacher.xs, steps, coefficient) for coefficient in COEFFICIENTS]
+    for candidate in starters([*nodes, *fixed_grids(term.process, fine, steps)], splittings):
         contest.enter(candidate)
     contest.evolve(rng, evaluations * 2 // 3, splittings)
     contest.descend(descents)
     contest.evolve(rng, evaluations // 3, splittings)
-    return contest.best.schedule(contest.fine)
+    return contest.best.schedule(fine)
 
 
 class _Contest:
@@ -92,7 +95,9 @@ class _Contest:
     def __init__(self, term: Any, x_T: Any, args: Any, fine: np.ndarray, reference: Any, steps: int, callback: Any):
         self.fine, self.reference, self.callback, self.steps = fine, reference, callback, steps
         solver = Scheduled(Schedule((1,) * steps), wide=True)
-        self.laid_out = prepare(term, x_T, args, np.interp(np.linspace(0, len(fine) - 1, steps + 1), range(len(fine)), fine), solver, None, None, False)
+        self.laid_out = prepare(
+            term, x_T, args, np.interp(np.linspace(0, len(fine) - 1, steps + 1), range(len(fine)), fine), solver, None, None, False
+        )
         self.ranked: list[tuple[float, Candidate]] = []
         self.seen: set[Any] = set()
 

@@ -66,7 +66,9 @@ def _layers(params: dict[str, Any]) -> tuple[Callable, Callable, Callable]:
     """Convolution, dense layer and group norm, each of which takes the next weights of its kind."""
 
     def numbered(kind: str) -> Iterator[dict[str, Any]]:
-        return ({part: params[f"{kind}/{i}/{part}"] for part in ("kernel", "scale", "bias") if f"{kind}/{i}/{part}" in params} for i in itertools.count())
+        return (
+            {part: params[f"{kind}/{i}/{part}"] for part in ("kernel", "scale", "bias") if f"{kind}/{i}/{part}" in params} for i in itertools.count()
+        )
 
     kinds = {kind: numbered(kind) for kind in ("conv", "dense", "gn")}
 
