@@ -15,6 +15,7 @@ PACKAGE = Path(aj.__file__).parent
 MODULES = ("grids", "solvers", "adjoints", "networks", "models")
 SIGNATURES = {
     "DiffusionTerm": "(network, process, prediction='eps')",
+    "sde_terms": "(term, tau, path)",
     "sample": "(term, x_T, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
     "invert": "(term, x_0, args=None, *, grid, solver=None, adjoint=None, save=False)",
     "audit": "(loss, term, x_T, args=None, *, grid, solver=None, adjoints, wrt=('x_T', 'args'))",
@@ -62,7 +63,7 @@ NETWORKS = {
     "edm_precondition": "(network, sigma_data=0.5)",
 }
 LATER = {
-    "sde_terms", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
+    "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
     "from_scheduler_config", "search_schedule",
 }  # fmt: skip
 
