@@ -146,7 +146,8 @@ def mixture(m2: State, m3: State) -> tuple[State, State]:
     skewness = m3 / (m2 * jnp.sqrt(m2))
     some = positive & (jnp.abs(skewness) > 64 * jnp.finfo(m2.dtype).eps)  # what rounding makes of 0 has no cube root
     k = jnp.where(some, jnp.cbrt(jnp.where(some, skewness, 1) / 2), 0)  # in units of sqrt(M2)
-    k = jnp.clip(k, -np.sqrt(0.5), np.sqrt(0.5))
+    most = float(np.sqrt(0.5))
+    k = jnp.clip(k, -most, most)
     left = 1 - 2 * k**2
     inside = positive & (left > 0)
     width = jnp.where(inside, jnp.sqrt(jnp.where(inside, m2 * left, 1)), 0)
