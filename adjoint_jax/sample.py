@@ -102,7 +102,9 @@ def prepare(term: Any, x: Any, args: Args, grid: Any, solver: Any, key: Any, noi
     if reverse and isinstance(sampler, AbstractPaired):
         sampler, paired = sampler.inverse, True
     elif reverse and sampler.draws:
-        raise ValueError(f"{type(sampler).__name__} draws noise and cannot be undone: use aj.Rex(tau=...), or aj.solvers.encode_noise for its noises.")
+        raise ValueError(
+            f"{type(sampler).__name__} draws noise and cannot be undone: use aj.Rex(tau=...), or aj.solvers.encode_noise for its noises."
+        )
     if is_concrete(grid, term.process, sampler):
         ts = grids.check(term.process, grid)
     else:

@@ -111,20 +111,17 @@ class _Diffusion(eqx.Module):
 class _Backward(diffrax.AbstractBrownianPath):
     """A Brownian path of which diffrax gets the H of the path reversed in time."""
 
-    path: diffrax.AbstractBrownianPath
+    path: Any
     levy_area: Any = eqx.field(static=True)
+    t0: Any
+    t1: Any
 
-    @property
-    def t0(self) -> Any:
-        return self.path.t0
-
-    @property
-    def t1(self) -> Any:
-        return self.path.t1
+    def __init__(self, path: diffrax.AbstractBrownianPath):
+        self.path, self.levy_area, self.t0, self.t1 = path, path.levy_area, path.t0, path.t1
 
     def evaluate(self, t0: Any, t1: Any = None, left: bool = True, use_levy: bool = False) -> Any:
         found = self.path.evaluate(t0, t1, left, use_levy)
-        return eqx.tree_at(lambda found: found.H, found, -found.H) if SIGNS_LOST and hasattr(found, "H") else found
+        return eqx.tree_at(lambda found: found.H, found, -found.H) if hasattr(found, "H") else found
 
 
 def sde_terms(term: DiffusionTerm, tau: Any, path: diffrax.AbstractBrownianPath) -> diffrax.MultiTerm:
@@ -151,5 +148,5 @@ def sde_terms(term: DiffusionTerm, tau: Any, path: diffrax.AbstractBrownianPath)
     if not isinstance(path, diffrax.AbstractBrownianPath):
         raise TypeError(f"path must be a Brownian path such as diffrax.VirtualBrownianTree(ts[-1], ts[0], ...); got {type(path).__name__}.")
     tau = Splitting(0.0, tau).tau
-    diffusion = diffrax.ControlTerm(_Diffusion(term.process, tau), _Backward(path, path.levy_area))
-    return diffrax.MultiTerm(_ReverseDrift(term, tau), diffusion)
+    path = _Backward(path) if SIGNS_LOST and not isinstance(path, diffrax.UnsafeBrownianPath) else path  # that one knows no other steps
+    return diffrax.MultiTerm(_ReverseDrift(term, tau), diffrax.ControlTerm(_Diffusion(term.process, tau), path))

@@ -159,7 +159,9 @@ def test_exact_gradients_keys_and_one_trace(name):
         return jax.value_and_grad(run, (0, 1, 2))(x, args, noise)
 
     inputs = x, jnp.asarray(0.02), noise
-    for one, two in zip(jax.tree.leaves(gradients(aj.DiscreteAdjoint(), *inputs)), jax.tree.leaves(gradients(aj.DirectAdjoint(), *inputs)), strict=True):
+    for one, two in zip(
+        jax.tree.leaves(gradients(aj.DiscreteAdjoint(), *inputs)), jax.tree.leaves(gradients(aj.DirectAdjoint(), *inputs)), strict=True
+    ):
         assert np.all(np.isfinite(two))
         assert relative(one, two) < 1e-12
     gradients(aj.DiscreteAdjoint(), 2 * x, inputs[1], noise)

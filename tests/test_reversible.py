@@ -203,7 +203,9 @@ def test_the_stochastic_rex_has_exact_gradients(name):
         assert relative(one, two) < 1e-12
 
 
-@pytest.mark.parametrize("solver", [aj.Rex(diffrax.Euler(), tau=1.0), aj.Rex(diffrax.Heun(), tau=0.6), aj.Rex(diffrax.Heun(), sigma_data=np.inf, tau=1.0)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [aj.Rex(diffrax.Euler(), tau=1.0), aj.Rex(diffrax.Heun(), tau=0.6), aj.Rex(diffrax.Heun(), sigma_data=np.inf, tau=1.0)], ids=str
+)
 def test_the_stochastic_rex_follows_one_path(solver):
     """Of one draw a step: against SDE-DPM-Solver(++) on 2048 steps of one Brownian path, strong order above 0.8 from 32 to 128 steps."""
     splitting, fine = solver.splitting, aj.grids.log_snr(PROCESS, 2048, t_start=0.9, t_end=0.02)

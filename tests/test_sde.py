@@ -1,6 +1,7 @@
 """Stochastic solvers: exact on Gaussians, of strong order one on one Brownian path, exactly differentiable in their noise."""
 
 from functools import partial
+from itertools import pairwise
 
 import diffrax
 import jax
@@ -125,7 +126,7 @@ def test_gddim_is_its_own_quadrature(name, l):  # noqa: E741
     solver, term = GDDIM(1, l), Mixture(process, "eps").term()
     noise = noise_for(aj.DDIM(1.0), STEPS)
     x = X
-    for i, (s, t) in enumerate(zip(ts[:-1], ts[1:], strict=True)):
+    for i, (s, t) in enumerate(pairwise(ts)):
         (psi, u, g2), (psi_hat, _, _) = growth(s, t, 0.0), growth(s, t, 1 + l**2)
         p = (s - t) / 2 * np.sum(weights * l**2 * g2 * np.array([growth(v, t, 1 + l**2)[0] ** 2 for v in u]))
         x = psi * x + (psi_hat - psi) * process.sigma(s) * term.predict(s, x, ARGS) + np.sqrt(p) * noise[i]

