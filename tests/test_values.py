@@ -46,7 +46,7 @@ SOLVERS = {
     "DPMSolverPPSDE": aj.solvers.DPMSolverPPSDE(),
     "GDDIM(2, 0.5)": aj.solvers.GDDIM(2, 0.5),
     "GMS(0.1)": aj.solvers.GMS(variance=0.1),
-    "Rex(0.5)": aj.Rex(diffrax.Heun(), tau=0.5),
+    "Rex(SDE)": aj.Rex(diffrax.Heun(), sigma_data=np.inf, tau=0.5),
 }
 BOUND = ("SASolver(3, 4)", "ExponentialStages(3)")  # to N steps, by a number for each
 ADJOINTS = {

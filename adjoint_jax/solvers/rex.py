@@ -160,8 +160,8 @@ class Rex(AbstractInvertible):
             return []
         k = self.splitting.scale(level(process, row.times[..., stage]))
         if ahead:
-            return [k * n * (at <= c + 1e-9) for n, at in zip(path, self._fractions, strict=True)]
-        return [-k * n * (at > 1 - c + 1e-9) for n, at in zip(path, self._fractions, strict=True)]
+            return [k * n * float(at <= c + 1e-9) for n, at in zip(path, self._fractions, strict=True)]
+        return [-k * n * float(at > 1 - c + 1e-9) for n, at in zip(path, self._fractions, strict=True)]
 
     def _parts(self, row: Row) -> list[Any]:
         """The weights of x and of the stages at the end of a step."""
