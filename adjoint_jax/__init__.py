@@ -34,7 +34,7 @@ from .solvers import (
     UniPC as UniPC,
 )
 from .splitting import Splitting as Splitting
-from .terms import DiffusionTerm as DiffusionTerm
+from .terms import DiffusionTerm as DiffusionTerm, sde_terms as sde_terms
 
 if _TYPE_CHECKING:
     from . import models as models

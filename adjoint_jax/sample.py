@@ -75,6 +75,8 @@ def invert(
     grid: ArrayLike,
     solver: diffrax.AbstractSolver | Schedule | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
+    key: Any = None,
+    noise: Any = None,
     save: bool = False,
 ) -> Any:
     """Solves the same ODE from data to noise along the same decreasing grid; returns x_T.
@@ -83,11 +85,12 @@ def invert(
     BDIA, BELM, EDICT and Rex are inverted exactly: the answer is an `aj.Paired`, from which `sample` returns to x_0. Where x_0 is a
     state alone, its second one is the same (EDICT, Rex) or found by one step of inversion (BDIA, BELM).
     Arguments, return value and errors as `sample`, with x_0 the state at grid[-1]; the grid must end where the solver's splitting can start
-    (sigma > 0 for sigma_data = 0).
+    (sigma > 0 for sigma_data = 0). Of the stochastic solvers Rex alone can be inverted, along the path of the sample: key or noise are the
+    sample's own, in its order.
 
         x_T = aj.invert(term, x_0, args, grid=ts, solver=aj.DEIS(order=3))
     """
-    return _solve(prepare(term, x_0, args, grid, solver, None, None, save, reverse=True), adjoint)
+    return _solve(prepare(term, x_0, args, grid, solver, key, noise, save, reverse=True), adjoint)
 
 
 def prepare(term: Any, x: Any, args: Args, grid: Any, solver: Any, key: Any, noise: Any, save: bool, reverse: bool = False) -> Computation:
@@ -98,6 +101,10 @@ def prepare(term: Any, x: Any, args: Args, grid: Any, solver: Any, key: Any, noi
     x, aux, paired = _states(sampler, x)
     if reverse and isinstance(sampler, AbstractPaired):
         sampler, paired = sampler.inverse, True
+    elif reverse and sampler.draws:
+        raise ValueError(
+            f"{type(sampler).__name__} draws noise and cannot be undone: use aj.Rex(tau=...), or aj.solvers.encode_noise for its noises."
+        )
     if is_concrete(grid, term.process, sampler):
         ts = grids.check(term.process, grid)
     else:
@@ -109,6 +116,7 @@ def prepare(term: Any, x: Any, args: Args, grid: Any, solver: Any, key: Any, noi
     if aux is not None and isinstance(sampler, AbstractPaired):
         rows = sampler.resume(rows)
     draws = _noise(sampler, x, len(ts) - 1, key, noise)
+    draws = draws[::-1] if reverse and draws is not None else draws
     return Computation(term, sampler, x, args, ts, as_dtype(rows, x.dtype), save, draws, aux, paired)
 
 

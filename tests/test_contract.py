@@ -15,8 +15,13 @@ PACKAGE = Path(aj.__file__).parent
 MODULES = ("grids", "solvers", "adjoints", "networks", "models")
 SIGNATURES = {
     "DiffusionTerm": "(network, process, prediction='eps')",
+    "sde_terms": "(term, tau, path)",
+    "search_schedule": (
+        "(term, x_T, args=None, *, steps, grid, reference=None, evaluations=400, descents=3, "
+        "splittings=('data', 'noise', 0.5, 1.0), seed=0, callback=None)"
+    ),
     "sample": "(term, x_T, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
-    "invert": "(term, x_0, args=None, *, grid, solver=None, adjoint=None, save=False)",
+    "invert": "(term, x_0, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
     "audit": "(loss, term, x_T, args=None, *, grid, solver=None, adjoints, wrt=('x_T', 'args'))",
     "load": "(path=None, *, dtype=<class 'jax.numpy.float32'>)",
     "from_scheduler_config": "(config, *, published=True, eta=0.0, mu=None)",
@@ -35,7 +40,7 @@ SIGNATURES = {
     "FlowMatching": "()",
     "Paired": "(x, aux=None)",
     "BDIA": "(gamma=1.0, solver=None)",
-    "Rex": "(solver=None, zeta=0.999, sigma_data=0.0)",
+    "Rex": "(solver=None, zeta=0.999, sigma_data=0.0, tau=0.0)",
     "DDIM": "(eta=0.0)",
     "DEIS": "(order=3, variable='t', lower_order_final=False, published=False)",
     "DPMSolver": "(order=2, solver_type='midpoint', lower_order_final=False, published=False)",
@@ -62,10 +67,7 @@ NETWORKS = {
     "rounded_times": "(network, rule='nearest', unit=1.0)",
     "edm_precondition": "(network, sigma_data=0.5)",
 }
-LATER = {
-    "sde_terms", "ReversibleAdjoint", "AdjointDPM", "LastK", "plan",
-    "search_schedule",
-}  # fmt: skip
+LATER = {"ReversibleAdjoint", "AdjointDPM", "LastK", "plan"}
 
 
 def bare(signature):

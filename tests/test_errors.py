@@ -31,6 +31,7 @@ def network(x, t, args):
 
 
 TERM = aj.DiffusionTerm(network, PROCESS)
+PATH = diffrax.UnsafeBrownianPath((1, 3), jax.random.key(0))
 EDGE = aj.DiffusionTerm(network, aj.FlowMatching(), "eps")
 
 
@@ -95,6 +96,29 @@ CASES = {  # what is done, the error, what its sentence holds
     "BDIA on a multistep method": (lambda: aj.BDIA(1.0, aj.DEIS(2)), TypeError, r"BDIA takes a deterministic one-step solver.*got DEIS"),
     "EDICT's p": (lambda: aj.solvers.EDICT(1.5), ValueError, r"p is above 0 and at most 1; got 1.5"),
     "Rex's zeta": (lambda: aj.Rex(zeta=0.0), ValueError, r"zeta is above 0 and at most 1; got 0.0"),
+    "Rex's tau": (lambda: aj.Rex(sigma_data=0.5, tau=1.0), ValueError, r"Rex's tau is one number, and above 0 for sigma_data 0 or infinity only"),
+    "inverse of noise": (
+        lambda: aj.invert(TERM, X, grid=GRID, solver=aj.DDIM(1.0), key=jax.random.key(0)),
+        ValueError,
+        r"DDIM draws noise and cannot be undone: use aj.Rex\(tau=...\), or aj.solvers.encode_noise",
+    ),
+    "GMS's variance": (lambda: aj.solvers.GMS(variance=-1.0), ValueError, r"GMS's variance is at least 0; got -1.0"),
+    "GMS's variances": (
+        lambda: sample(solver=aj.solvers.GMS(variance=np.ones(3)), key=jax.random.key(0)),
+        ValueError,
+        r"GMS's variance is a number or one a step, here 4; got shape \(3,\)",
+    ),
+    "GMS's heads and variance": (lambda: aj.solvers.GMS(network, 0.5), ValueError, r"give either heads or variance"),
+    "GMS's heads": (
+        lambda: sample(solver=aj.solvers.GMS(lambda x, t, args: (x, x[:, :2])), key=jax.random.key(0)),
+        ValueError,
+        r"two or three moments in the shape of x, \(1, 3\); they gave \[\(1, 3\), \(1, 2\)\]",
+    ),
+    "GDDIM's l": (lambda: aj.solvers.GDDIM(1, -0.5), ValueError, r"tau is a number, at least 0; got -0.5"),
+    "GDDIM's order": (lambda: aj.solvers.GDDIM(5), ValueError, r"Exponential has orders 1 to 4; got order=5"),
+    "sde_terms' term": (lambda: aj.sde_terms(Zero(), 1.0, PATH), TypeError, r"term must be an aj.DiffusionTerm.*got Zero"),
+    "sde_terms' path": (lambda: aj.sde_terms(TERM, 1.0, lambda t0, t1: t1 - t0), TypeError, r"path must be a Brownian path such as.*got function"),
+    "sde_terms' tau": (lambda: aj.sde_terms(TERM, -1.0, PATH), ValueError, r"tau is a number, at least 0; got -1.0"),
     "continuous adjoint of a pair": (
         lambda: gradient(solver=aj.BDIA(), adjoint=aj.AdjointDEIS()),
         ValueError,

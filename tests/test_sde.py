@@ -1,6 +1,7 @@
 """Stochastic solvers: exact on Gaussians, of strong order one on one Brownian path, exactly differentiable in their noise."""
 
 from functools import partial
+from itertools import pairwise
 
 import diffrax
 import jax
@@ -10,7 +11,7 @@ import pytest
 from models import PROCESSES, Mixture, gaussian, relative, span
 
 import adjoint_jax as aj
-from adjoint_jax.solvers import Ancestral, Churn, DPMSolverPPSDE, ExponentialStages, SASolver, SDEDPMSolver
+from adjoint_jax.solvers import GDDIM, Ancestral, Churn, DPMSolverPPSDE, ExponentialStages, SASolver, SDEDPMSolver
 from adjoint_jax.splitting import Splitting, level
 
 STEPS = 6
@@ -27,6 +28,7 @@ SOLVERS = {
     "ancestral 2S": Ancestral(ExponentialStages(2, 0.0), 0.8),
     "churned Heun": Churn(diffrax.Heun(), 0.3, s_noise=1.003),
     "DPMSolverPPSDE": DPMSolverPPSDE(),
+    "GDDIM(3, 0.5)": GDDIM(3, 0.5),
 }
 X, ARGS, TARGET = Mixture.inputs()
 
@@ -104,6 +106,32 @@ def test_named_relations():
     assert relative(run(SASolver(1, 0, tau=1.0), noise=noise), ddim) < 1e-12
     assert relative(run(aj.EDMHeun()), run(diffrax.Heun())) < 1e-12
     assert relative(run(aj.EDMHeun(0.3), noise=noise), run(Churn(diffrax.Heun(), 0.3), noise=noise)) < 1e-12
+
+
+@pytest.mark.parametrize("l", [0.0, 0.4, 1.0, 1.7])
+@pytest.mark.parametrize("name", ["vp_linear", "flow"])
+def test_gddim_is_its_own_quadrature(name, l):  # noqa: E741
+    """Psi, Psi_hat = exp int (F + (1 + l^2)/2 g^2/sigma^2) and P = int Psi_hat(t, u)^2 l^2 g^2 by quadrature in time; l = 0, order 3 is tAB-DEIS."""
+    process = PROCESSES[name]
+    ts = np.linspace(0.8, 0.05, STEPS + 1)
+    points, weights = np.polynomial.legendre.leggauss(80)
+
+    def growth(s, t, extra):
+        """exp of the integral of F + extra/2 g^2/sigma^2 from s to t."""
+        u = (s + t) / 2 + (t - s) / 2 * points
+        at = level(process, u)
+        f, g2 = at.alpha_rate / at.alpha, 2 * at.sigma * (at.sigma_rate - at.alpha_rate / at.alpha * at.sigma)
+        return np.exp((t - s) / 2 * np.sum(weights * (f + extra / 2 * g2 / at.sigma**2))), u, g2
+
+    solver, term = GDDIM(1, l), Mixture(process, "eps").term()
+    noise = noise_for(aj.DDIM(1.0), STEPS)
+    x = X
+    for i, (s, t) in enumerate(pairwise(ts)):
+        (psi, u, g2), (psi_hat, _, _) = growth(s, t, 0.0), growth(s, t, 1 + l**2)
+        p = (s - t) / 2 * np.sum(weights * l**2 * g2 * np.array([growth(v, t, 1 + l**2)[0] ** 2 for v in u]))
+        x = psi * x + (psi_hat - psi) * process.sigma(s) * term.predict(s, x, ARGS) + np.sqrt(p) * noise[i]
+    assert relative(aj.sample(term, X, ARGS, grid=ts, solver=solver, noise=noise if l else None), x) < 1e-12
+    assert GDDIM(3, 0.0) == aj.DEIS(3, "t")
 
 
 def coarser(splitting, process, fine, ratio, noise):

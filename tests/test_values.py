@@ -45,6 +45,9 @@ SOLVERS = {
     "Churn(Heun)": aj.solvers.Churn(diffrax.Heun(), 0.2),
     "Ancestral(2S)": aj.solvers.Ancestral(aj.solvers.ExponentialStages(2, 0.0)),
     "DPMSolverPPSDE": aj.solvers.DPMSolverPPSDE(),
+    "GDDIM(2, 0.5)": aj.solvers.GDDIM(2, 0.5),
+    "GMS(0.1)": aj.solvers.GMS(variance=0.1),
+    "Rex(SDE)": aj.Rex(diffrax.Heun(), sigma_data=np.inf, tau=0.5),
 }
 BOUND = ("SASolver(3, 4)", "ExponentialStages(3)")  # to N steps, by a number for each
 ADJOINTS = {

@@ -28,7 +28,7 @@ from ..solvers import ExponentialRK, Schedule, Scheduled
 from ..solvers._base import as_dtype
 from ..splitting import Splitting, level
 from ..terms import DiffusionTerm
-from ._candidates import Candidate, cross, fixed_grids, mutate, starters, times
+from ._candidates import Candidate, cross, fixed_grids, mutate, starters, times as times_of
 from ._gits import cheapest_nodes
 
 KEEP = 12

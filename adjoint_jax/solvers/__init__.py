@@ -7,6 +7,8 @@ from .cycle import encode_noise as encode_noise
 from .ddim import DDIM as DDIM
 from .dynamic import DCSolver as DCSolver
 from .edict import EDICT as EDICT
+from .gddim import GDDIM as GDDIM
+from .gms import GMS as GMS, x0_variance as x0_variance
 from .linear import AbstractLinear as AbstractLinear
 from .multistep import AbstractMultistep as AbstractMultistep
 from .named import (

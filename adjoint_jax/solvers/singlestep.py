@@ -54,8 +54,8 @@ def tableau_of(solver: diffrax.AbstractSolver) -> Tableau:
     return Tableau(a, b, np.asarray(stock.b_error, np.float64), np.concatenate([[0.0], stock.c]))
 
 
-def _stage_time(splitting: Splitting, process: AbstractProcess, start: Level, end: Level, t0: Any, t1: Any, c: float) -> Any:
-    """The time at which u has gone the fraction c of the step."""
+def stage_time(splitting: Splitting, process: AbstractProcess, start: Level, end: Level, t0: Any, t1: Any, c: float) -> Any:
+    """The time at which u has gone the fraction c of the step; for a stochastic splitting of c = 0 or infinity, du times kappa (m/alpha)^(-tau^2)."""
     if c in (0.0, 1.0):
         return t1 if c else t0
     xp = namespace(t0)
@@ -63,8 +63,9 @@ def _stage_time(splitting: Splitting, process: AbstractProcess, start: Level, en
         first, last = start.sigma / start.alpha, end.sigma / end.alpha
         return process.t_of_lam(-xp.log(first + c * (last - first)))
     if splitting.kind == "data":
-        first, last = start.alpha / start.sigma, end.alpha / end.sigma
-        return process.t_of_lam(xp.log(first + c * (last - first)))
+        kappa = 1 + splitting.tau**2
+        first, last = (start.alpha / start.sigma) ** kappa, (end.alpha / end.sigma) ** kappa
+        return process.t_of_lam(xp.log(first + c * (last - first)) / kappa)
     width = floating(splitting.sigma_data, t0)
     turned = c * splitting.angle(start, end)
     sine = start.sigma * xp.cos(turned) + width * start.alpha * xp.sin(turned)
@@ -96,7 +97,7 @@ def rows(splitting: Splitting, tableau: Tableau, process: AbstractProcess, predi
     start, end = level(process, t0), level(process, t1)
     euler = xp.isposinf(end.lam)
     with np.errstate(divide="ignore", invalid="ignore"):
-        times = [xp.where(euler, t0, _stage_time(reference, process, start, end, t0, t1, float(ci))) for ci in tableau.c]
+        times = [xp.where(euler, t0, stage_time(reference, process, start, end, t0, t1, float(ci))) for ci in tableau.c]
         at = [level(process, t) for t in times]
         outputs = [output(splitting, prediction, level_i) for level_i in at]
         speeds = [_speed(splitting, reference, level_i) for level_i in at]
