@@ -41,7 +41,7 @@ def peers(problem: Problem, evaluations: int) -> dict[str, Callable[[], np.ndarr
 
 
 def _made(problem: Problem, name: str, **more: Any) -> Any:
-    import diffusers
+    import diffusers  # pyright: ignore[reportMissingImports]
 
     kind = {"eps": "epsilon", "v": "v_prediction"}[problem.term.prediction]
     table = {"trained_betas": problem.betas, "num_train_timesteps": len(problem.betas), "prediction_type": kind}
@@ -68,8 +68,8 @@ def _exploding(problem: Problem, predict: Any, entry: tuple[str, int], evaluatio
 
 
 def _flow(problem: Problem, predict: Any, entry: tuple[str, int], evaluations: int) -> np.ndarray:
-    import diffusers
-    import torch
+    import diffusers  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports]
 
     scheduler = getattr(diffusers, f"{entry[0]}Scheduler")()
     steps = evaluations // entry[1]
@@ -81,8 +81,8 @@ def _flow(problem: Problem, predict: Any, entry: tuple[str, int], evaluations: i
 
 def _flow_multistep(problem: Problem, predict: Any, name: str, evaluations: int) -> np.ndarray:
     """From 0.999, for their log(alpha/sigma) has to be finite."""
-    import diffusers
-    import torch
+    import diffusers  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports]
 
     kind, config = MULTISTEP[name]
     scheduler = getattr(diffusers, f"{kind}Scheduler")(prediction_type="flow_prediction", use_flow_sigmas=True, **config)
@@ -101,7 +101,7 @@ def _velocity(predict: Any) -> Any:
 
 def _run(scheduler: Any, x: Any, predict: Any, evaluations: int, unit: float = 1.0) -> np.ndarray:
     """`evaluations` calls of the network; timesteps are told as they are."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     x = torch.tensor(np.asarray(x, np.float32))
     for k in range(evaluations):

@@ -75,7 +75,8 @@ def solvers(problem: Problem, quick: bool) -> Iterator[tuple[str, str, AbstractS
 
 def grids(problem: Problem, steps: int) -> Iterator[tuple[str, np.ndarray]]:
     """The letters of the table; where alpha = 0 at the start, those in log(alpha/sigma) make one step off it first."""
-    process, ends = problem.term.process, {"t_start": problem.start, "t_end": problem.end}
+    process = problem.term.process
+    ends: Any = {"t_start": problem.start, "t_end": problem.end}
     yield "t", aj.grids.uniform(process, steps, **ends)
     yield "q", aj.grids.quadratic(process, steps, **ends)
     yield "a", aj.grids.angle(process, steps, **ends)
@@ -180,8 +181,9 @@ def search(config: Config, trained: Problem, problem: Problem, reference: np.nda
     schedule = aj.search_schedule(
         trained.term, trained.x_T, trained.args, steps=evaluations, grid=trained.fine(60), reference=trained.target(), evaluations=config.tries
     )
+    times = np.array(schedule.times)
     schedule.save(config.out / f"schedule_{problem.name}_{evaluations}.json")
-    x = jax.jit(lambda x, args: aj.sample(problem.term, x, args, grid=schedule.times, solver=schedule))(problem.x_T, problem.args)
+    x = jax.jit(lambda x, args: aj.sample(problem.term, x, args, grid=times, solver=schedule))(problem.x_T, problem.args)
     return mean_error(x, reference)
 
 

@@ -67,7 +67,7 @@ def mutate(rng: np.random.Generator, parent: Candidate, splittings: Sequence[Any
         if len(nodes) and rng.random() < 0.5:
             nodes = _moved(rng, nodes)
         else:
-            gene, first = rng.integers(5), rng.integers(len(choices))
+            gene, first = int(rng.integers(5)), int(rng.integers(len(choices)))
             last = first + 1 if rng.random() < 0.6 else rng.integers(first, len(choices)) + 1
             new = _drawn(rng, gene, choices[first][gene], splittings)
             for choice in choices[first:last]:
@@ -87,9 +87,9 @@ def _drawn(rng: np.random.Generator, gene: int, old: Any, splittings: Sequence[A
     if gene == 1:
         if isinstance(old, float) and rng.random() < 0.5:
             return float(np.clip(old * np.exp(STRETCH * rng.standard_normal()), 0.02, 50.0))
-        return splittings[rng.integers(len(splittings))]
-    table = {0: ORDERS, 2: VARIABLES, 3: RULES, 4: CORRECTORS}[gene]
-    return table[rng.integers(len(table))]
+        return splittings[int(rng.integers(len(splittings)))]
+    table: tuple[Any, ...] = {0: ORDERS, 2: VARIABLES, 3: RULES, 4: CORRECTORS}[gene]
+    return table[int(rng.integers(len(table)))]
 
 
 def cross(rng: np.random.Generator, one: Candidate, other: Candidate) -> Candidate:

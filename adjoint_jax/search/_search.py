@@ -73,12 +73,11 @@ def search_schedule(
         schedule = aj.search_schedule(term, x_T, args, steps=8, grid=aj.grids.log_snr(process, 60))
         x_0 = aj.sample(term, x_T, args, grid=schedule.times, solver=schedule)
     """
-    if not 1 <= steps < len(np.asarray(grid)):
-        raise ValueError(f"{steps} steps do not fit into the fine grid of {len(np.asarray(grid)) - 1}: give 1 or more, and a finer grid.")
-    teacher = sample(term, x_T, args, grid=grid, solver=ExponentialRK(diffrax.Tsit5(), 1.0), save=True)
-    contest = _Contest(
-        term, x_T, args, np.asarray(grid, np.float64), teacher.xs[-1] if reference is None else jnp.asarray(reference), steps, callback
-    )
+    fine = np.asarray(grid, np.float64)
+    if not 1 <= steps < len(fine):
+        raise ValueError(f"{steps} steps do not fit into the fine grid of {len(fine) - 1}: give 1 or more, and a finer grid.")
+    teacher = sample(term, x_T, args, grid=fine, solver=ExponentialRK(diffrax.Tsit5(), 1.0), save=True)
+    contest = _Contest(term, x_T, args, fine, teacher.xs[-1] if reference is None else jnp.asarray(reference), steps, callback)
     rng = np.random.default_rng(seed)
     nodes = [_gits_places(term, args, fine, teacher.xs, steps, coefficient) for coefficient in COEFFICIENTS]
     for candidate in starters([*nodes, *fixed_grids(term.process, fine, steps)], splittings):
@@ -94,10 +93,8 @@ class _Contest:
 
     def __init__(self, term: Any, x_T: Any, args: Any, fine: np.ndarray, reference: Any, steps: int, callback: Any):
         self.fine, self.reference, self.callback, self.steps = fine, reference, callback, steps
-        solver = Scheduled(Schedule((1,) * steps), wide=True)
-        self.laid_out = prepare(
-            term, x_T, args, np.interp(np.linspace(0, len(fine) - 1, steps + 1), range(len(fine)), fine), solver, None, None, False
-        )
+        start = times_of(fine, np.arange(1, steps) / steps)
+        self.laid_out = prepare(term, x_T, args, start, Scheduled(Schedule((1,) * steps, 1.0), wide=True), None, None, False)
         self.ranked: list[tuple[float, Candidate]] = []
         self.seen: set[Any] = set()
 
