@@ -35,6 +35,10 @@ class Problem:
     end: float
     betas: Any = None
 
+    @property
+    def large(self) -> bool:
+        return self.name == "unet64"
+
     def fine(self, steps: int) -> np.ndarray:
         """A grid uniform in log(alpha/sigma), after one step off alpha = 0 where it starts there."""
         process = self.term.process
@@ -51,7 +55,7 @@ class Problem:
         """x_0 by Dormand and Prince's method of order 8, of order 5 for the large network; prints what the next lower order changes for one image."""
         path = folder / f"reference_{self.name}_{len(self.x_T)}_{_digest(self.x_T)}.npz"
         if not path.exists():
-            high, low = (diffrax.Tsit5(), diffrax.Bosh3()) if self.name == "unet64" else (diffrax.Dopri8(), diffrax.Tsit5())
+            high, low = (diffrax.Tsit5(), diffrax.Bosh3()) if self.large else (diffrax.Dopri8(), diffrax.Tsit5())
             rough = replace(self, x_T=self.x_T[:1], args=self.args if "cond" not in self.args else {**self.args, "cond": self.args["cond"][:1]})
             x_0 = self._solve(high, np.float64)
             folder.mkdir(parents=True, exist_ok=True)

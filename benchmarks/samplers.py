@@ -43,18 +43,17 @@ class Config:
     """Images that schedules are searched on, from another seed."""
     large_trained: int = 4
     tries: int = 600
-    quick: bool = False
-    """Only the splittings 0 and infinity."""
+    large_tries: int = 60
 
 
-def solvers(problem: Problem, quick: bool) -> Iterator[tuple[str, str, AbstractSampler]]:
-    """(sampler, splitting, solver)."""
+def solvers(problem: Problem) -> Iterator[tuple[str, str, AbstractSampler]]:
+    """(sampler, splitting, solver); for the large network three splittings, and polynomials in lam alone."""
     inf = float("inf")
-    for c in (0.0, inf) if quick else (0.0, 0.25, 0.5, 1.0, inf):
-        for variable in ("lam",) if quick else ("lam", "t", "rho", "theta") if 0 < c < inf else ("lam", "t", "rho"):
+    for c in (0.0, 0.5, inf) if problem.large else (0.0, 0.25, 0.5, 1.0, inf):
+        for variable in ("lam",) if problem.large else ("lam", "t", "rho", "theta") if 0 < c < inf else ("lam", "t", "rho"):
             for order in (1, 2, 3, 4) if variable == "lam" else (2, 3, 4):
                 yield f"Exponential({order}) in {variable}", f"{c:g}", aj.Exponential(order, c, variable)
-        for order in (1, 2, 3):
+        for order in (2, 3) if problem.large else (1, 2, 3):
             yield f"UniPC-{order}", f"{c:g}", aj.UniPC(order, sigma_data=c)
         for order in (2, 3):
             yield f"singlestep {order}S", f"{c:g}", ExponentialStages(order, c)
@@ -79,7 +78,8 @@ def grids(problem: Problem, steps: int) -> Iterator[tuple[str, np.ndarray]]:
     ends: Any = {"t_start": problem.start, "t_end": problem.end}
     yield "t", aj.grids.uniform(process, steps, **ends)
     yield "q", aj.grids.quadratic(process, steps, **ends)
-    yield "a", aj.grids.angle(process, steps, **ends)
+    if not problem.large:
+        yield "a", aj.grids.angle(process, steps, **ends)
     finite = np.isfinite(process.lam(problem.start))
     for letter, rule in (("l", aj.grids.log_snr), ("k", aj.grids.karras)):
         if finite:
@@ -152,7 +152,7 @@ def measure(config: Config, problem: Problem, trained: Problem, results: Results
     reference = problem.reference(config.out)
     for evaluations in config.evaluations:
         done = results.place(problem.name, str(evaluations))
-        for sampler, splitting, solver in solvers(problem, config.quick):
+        for sampler, splitting, solver in solvers(problem):
             row = f"{sampler} | {splitting}"
             if row in done:
                 continue
@@ -178,8 +178,11 @@ def measure(config: Config, problem: Problem, trained: Problem, results: Results
 
 def search(config: Config, trained: Problem, problem: Problem, reference: np.ndarray, evaluations: int) -> float:
     """The error on fresh noise of the schedule found on other noise; the schedule is kept."""
+    search_options: Any = {"evaluations": config.tries, "descents": 3}
+    if problem.large:
+        search_options = {"evaluations": config.large_tries, "descents": 1, "splittings": ("data", "noise", 0.5)}
     schedule = aj.search_schedule(
-        trained.term, trained.x_T, trained.args, steps=evaluations, grid=trained.fine(60), reference=trained.target(), evaluations=config.tries
+        trained.term, trained.x_T, trained.args, steps=evaluations, grid=trained.fine(60), reference=trained.target(), **search_options
     )
     times = np.array(schedule.times)
     schedule.save(config.out / f"schedule_{problem.name}_{evaluations}.json")
@@ -191,9 +194,8 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     results = Results(config.out / "results.json")
     for name in config.networks:
-        large = name == "unet64"
-        problem = PROBLEMS[name](config.shared, config.large_images if large else config.images, 1)
-        trained = PROBLEMS[name](config.shared, config.large_trained if large else config.trained, 2)
+        counts = (config.large_images, config.large_trained) if name == "unet64" else (config.images, config.trained)
+        problem, trained = (PROBLEMS[name](config.shared, images, seed) for images, seed in zip(counts, (1, 2), strict=True))
         measure(config, problem, trained, results)
     write(results.entries, config.out)
 
