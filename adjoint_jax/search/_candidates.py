@@ -104,10 +104,8 @@ def fixed_grids(process: AbstractProcess, fine: np.ndarray, steps: int) -> list[
     """Places of the usual grids between the fine grid's ends: even in its index, in t, in log(alpha/sigma), and as Karras et al. have them."""
     from .. import grids
 
-    found = [np.arange(1, steps) / steps]
-    for rule in (grids.uniform, grids.log_snr, grids.karras):
-        try:
-            found.append(places(fine, rule(process, steps, t_start=float(fine[0]), t_end=float(fine[-1]))))
-        except ValueError:  # log(alpha/sigma) is infinite at an end
-            continue
+    rules = [grids.uniform]
+    if np.isfinite(process.lam(fine[[0, -1]])).all():
+        rules += [grids.log_snr, grids.karras]
+    found = [np.arange(1, steps) / steps, *(places(fine, rule(process, steps, t_start=float(fine[0]), t_end=float(fine[-1]))) for rule in rules)]
     return [place for place in found if all(np.diff([0.0, *place, 1.0]) > 0)]

@@ -1,0 +1,43 @@
+"""The examples of one's own network give the outputs that their originals gave."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import relative
+from shared import ROOT, shared
+
+sys.path.insert(0, str(ROOT / "examples" / "own_network"))
+from flow_vit import load_flow_vit
+from unet64 import load_unet64
+
+
+@pytest.fixture(autouse=True)
+def _as_users_have_it():
+    """JAX's own promotion rules, not this suite's."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_flow_vit():
+    """Every label and the null class, at four times; embeddings in the labels' place give the same."""
+    term, params = load_flow_vit(shared("data/mnist_flow_vit.npz"))
+    with np.load(shared("data/mnist_flow_vit_fixture.npz")) as file:
+        x, s, y, expected = (file[name] for name in ("x", "t", "y", "x1_pred"))
+    for i in range(len(x)):
+        image = jnp.asarray(x[i : i + 1]).transpose(0, 2, 3, 1)
+        for cond in (int(y[i]), params["y_encoder.weight"][y[i : i + 1]]):
+            found = term.network(image, 1 - s[i], {"params": params, "cond": cond})
+            assert relative(found[0].transpose(2, 0, 1), expected[i]) < 1e-4
+
+
+def test_unet64():
+    with np.load(shared("data/wang64_fixture.npz")) as file:
+        x, t, expected, products = (file[name] for name in ("x_nhwc", "t", "eps_nhwc", "alphas_cumprod"))
+    term, params = load_unet64(shared("data/wang64_unet_uint8.npz"), products)
+    network = jax.jit(lambda x, t: term.network(x, t, {"params": params}))
+    assert sum(leaf.size for leaf in params.values()) == 63_200_387
+    for i in range(len(x)):
+        assert relative(network(x[i : i + 1], np.float32(t[i]))[0], expected[i]) < 1e-4
