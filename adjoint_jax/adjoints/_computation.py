@@ -97,9 +97,11 @@ class Computation(eqx.Module):
 
     def step(self, shared: Any, carry: Any, inputs: Inputs) -> Any:
         """(1)."""
-        x, state = carry
-        term, args = self.term_and_args(shared, inputs.per_step)
-        noise = inputs.noise
+        return self.advance(*self.term_and_args(shared, inputs.per_step), carry, inputs)
+
+    def advance(self, term: DiffusionTerm, args: Args, carry: Any, inputs: Inputs) -> Any:
+        """One step of the solver on a term."""
+        (x, state), noise = carry, inputs.noise
         if noise is not None and jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
             noise = draw(noise, self.solver.draws, x)
         state = eqx.tree_at(_given, state, (inputs.row, noise), is_leaf=lambda leaf: leaf is None)
@@ -140,7 +142,7 @@ def closed(function: Callable, *args: Any) -> Any:
     return _Closed(traced.jaxpr, traced.consts, jax.tree.structure(answer))
 
 
-def first(inputs: Any, i: int = 0) -> Any:
+def first(inputs: Any, i: Any = 0) -> Any:
     """Entry i of every array of a stacked pytree."""
     return jax.tree.map(lambda leaf: leaf[i], inputs)
 
