@@ -6,3 +6,5 @@ from ._base import AbstractSamplerAdjoint as AbstractSamplerAdjoint
 from ._computation import PerStep as PerStep
 from .deis import AdjointDEIS as AdjointDEIS
 from .discrete import DiscreteAdjoint as DiscreteAdjoint
+from .drift import drift as drift, segments_needed as segments_needed
+from .reversible import ReversibleAdjoint as ReversibleAdjoint

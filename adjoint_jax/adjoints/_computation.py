@@ -99,9 +99,7 @@ class Computation(eqx.Module):
         """(1)."""
         x, state = carry
         term, args = self.term_and_args(shared, inputs.per_step)
-        noise = inputs.noise
-        if noise is not None and jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
-            noise = draw(noise, self.solver.draws, x)
+        noise = noise_of(inputs, self.solver.draws, x)
         state = eqx.tree_at(_given, state, (inputs.row, noise), is_leaf=lambda leaf: leaf is None)
         x, _, _, state, _ = self.solver.step(term, inputs.t0, inputs.t1, x, args, state, False)
         return x, eqx.tree_at(_given, state, (None, None), is_leaf=lambda leaf: leaf is None or isinstance(leaf, type(inputs.row)))
@@ -121,6 +119,12 @@ def draw(key: Any, draws: int, x: State) -> Any:
     """The Gaussian draws of one step, `[draws, *x]`: one is normal(key, x.shape), several are normal(key, (draws, *x.shape))."""
     shape = x.shape if draws == 1 else (draws, *x.shape)
     return jax.random.normal(key, shape, x.dtype).reshape(draws, *x.shape)
+
+
+def noise_of(inputs: Inputs, draws: int, x: State) -> Any:
+    """The draws of one step, drawn from its key where that is what was given; None for a deterministic solver."""
+    noise = inputs.noise
+    return draw(noise, draws, x) if noise is not None and jnp.issubdtype(noise.dtype, jax.dtypes.prng_key) else noise
 
 
 class _Closed(eqx.Module):
