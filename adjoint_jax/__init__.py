@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 from . import adjoints as adjoints, grids as grids, networks as networks, solvers as solvers
 from .adjoints import (
     AdjointDEIS as AdjointDEIS,
+    AdjointDPM as AdjointDPM,
     DirectAdjoint as DirectAdjoint,
     DiscreteAdjoint as DiscreteAdjoint,
     PerStep as PerStep,

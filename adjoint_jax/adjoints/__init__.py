@@ -6,5 +6,6 @@ from ._base import AbstractSamplerAdjoint as AbstractSamplerAdjoint
 from ._computation import PerStep as PerStep
 from .deis import AdjointDEIS as AdjointDEIS
 from .discrete import DiscreteAdjoint as DiscreteAdjoint
+from .dpm import AdjointDPM as AdjointDPM
 from .drift import drift as drift, segments_needed as segments_needed
 from .reversible import ReversibleAdjoint as ReversibleAdjoint
