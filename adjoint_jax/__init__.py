@@ -9,6 +9,7 @@ from .adjoints import (
     AdjointDPM as AdjointDPM,
     DirectAdjoint as DirectAdjoint,
     DiscreteAdjoint as DiscreteAdjoint,
+    LastK as LastK,
     PerStep as PerStep,
     ReversibleAdjoint as ReversibleAdjoint,
 )

@@ -93,22 +93,27 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, back: Any, 
             answers[s], pulls[s] = jax.vjp(local, x, differentiated, inputs_diff)
             return answers[s]
 
-        def linear(pair: Paired, answers: Any, inputs_diff: Any) -> Any:
+        def linear(inputs_diff: Any) -> Any:
             points, inputs = {}, eqx.combine(inputs_diff, inputs_fixed)
             take = lambda s, x: points.update({s: x}) or answers[s]  # noqa: E731
             return step(plan.solver, pair, inputs, inputs.row._replace(active=None), take), points
 
         pair = undone(pair, borders, here, plan, linearise)
-        (_, points), transpose = jax.vjp(linear, pair, answers, inputs_diff)
-        xi = jax.tree.map(zeros_like, points)
-        shares, inputs_shares = [], []
-        for s in reversed(range(len(points))):  # (2)
-            xi[s], share, inputs_share = pulls[s](transpose((cotangent, xi))[1][s])
-            shares, inputs_shares = [*shares, share], [*inputs_shares, inputs_share]
-        cotangent, _, inputs_share = transpose((cotangent, xi))
+        xi, shares, inputs_shares = {}, [], []
+
+        def pull(s: int, of_answer: Any) -> Any:
+            xi[s], share, inputs_share = pulls[s](of_answer)
+            shares.append(share)
+            inputs_shares.append(inputs_share)
+            return xi[s]
+
+        found = plan.solver.pull_back(here.inputs.row, cotangent.x, {"aux": cotangent.aux}, pull)  # (2)
+        if jax.tree.leaves(inputs_diff):
+            inputs_shares += jax.vjp(linear, inputs_diff)[1]((cotangent, xi))
+        cotangent = Paired(*(found.get(name, zeros_like(pair.x)) for name in ("x", "aux")))
         total = jax.tree.map(lambda sum_, *shares: sum(map(lambda share: share.astype(sum_.dtype), shares), sum_), total, *shares)
         drift = None if plan.tol is None else distance(pair, start, borders, here)
-        return (pair, cotangent, total), (jax.tree.map(lambda *shares: sum(shares), inputs_share, *inputs_shares), drift)
+        return (pair, cotangent, total), (jax.tree.map(lambda *shares: sum(shares), *inputs_shares), drift)
 
     acc = (start, _plus(jax.tree.map(zeros_like, start), cotangent_x), jax.tree.map(accumulator, differentiated))
     slices = (slices_of(inputs, back, plan), cotangent_states)

@@ -153,6 +153,27 @@ class AbstractLinear(AbstractSampler):
         registers = {name: total(values, what, row.registers[name]) for name, what in pattern.registers.items()}
         return total(values, pattern.x, row.x), registers, None if pattern.error is None else total(values, pattern.error, row.error)
 
+    def pull_back(self, row: Row, x: State, registers: dict[str, State], pull: Callable) -> dict[str, State]:
+        """The transpose of `advance`: cotangents of all values from those of the new x and registers.
+
+        pull(s, cotangent of p_s) is the network's share of the cotangent of X_s.
+        """
+        pattern, found = self.pattern, {}
+
+        def give(what: Sum, weights: Any, cotangent: State) -> None:
+            for k, name in enumerate((what,) if isinstance(what, str) else what):
+                share = cotangent if isinstance(what, str) else fit(weights[k], cotangent) * cotangent
+                found[name] = found[name] + share if name in found else share
+
+        give(pattern.x, row.x, x)
+        for name, what in pattern.registers.items():
+            give(what, row.registers[name], registers[name])
+        for s in reversed(range(len(pattern.reads))):
+            of_output = found.get(f"F{s}", zeros_like(x))
+            of_point = fit(row.of_x[s], x) * of_output + pull(s, fit(row.of_p[s], x) * of_output)
+            give(pattern.reads[s], row.reads[s], of_point)
+        return found
+
     def remember(self, x: State, state: LinearState) -> Any:
         stored = self.pattern.stored
         return (x, {name: state.registers[name] for name in stored}) if stored else x
