@@ -37,15 +37,16 @@ def quick(function, *args):
     return jax.jit(function).lower(*args).compile(compiler_options=QUICK)(*args)
 
 
-def everything(solver, adjoint, run=aj.sample):
-    """Gradients in both states, args with a per-step leaf, and the grid, of a loss on all pairs."""
+def everything(solver, adjoint, run=aj.sample, traced=True):
+    """Gradients in both states, args with a per-step leaf, and the grid where it is traced, of a loss on all pairs."""
 
-    def loss(x, aux, args, ts):
+    def loss(x, aux, args, ts=TS):
         path = run(TERM, aj.Paired(x, aux), args, grid=ts, solver=solver, adjoint=adjoint, save=True).xs
         return jnp.sum(path.x * WEIGHTS) + jnp.sum(path.aux**2 * WEIGHTS[::-1])
 
     args = {**ARGS, "cond": aj.PerStep(ARGS["cond"][None] * jnp.linspace(0.5, 1.5, N)[:, None, None])}
-    return quick(jax.grad(loss, (0, 1, 2, 3)), X, 0.9 * X + 0.1 * IMAGE, args, jnp.asarray(TS))
+    inputs = (X, 0.9 * X + 0.1 * IMAGE, args, *[jnp.asarray(TS)] * traced)
+    return quick(jax.grad(loss, tuple(range(len(inputs)))), *inputs)
 
 
 def plain(solver, adjoint, x=X, args=ARGS, ts=TS, **more):
@@ -62,7 +63,8 @@ def test_it_is_the_discrete_adjoint(name):
     """To 1e-9 in float64: for pairs and trajectories in 2 segments, in one of the directions."""
     solver = SOLVERS[name]
     run = aj.invert if name in ("BELM", "EDICT", "Rex") else aj.sample
-    close(everything(solver, aj.ReversibleAdjoint(2), run), everything(solver, aj.DiscreteAdjoint(), run))
+    traced = name in ("BDIA", "BDIA(Heun)", "BELM(0.7)", "EDICT", "Rex")
+    close(*(everything(solver, adjoint, run, traced) for adjoint in (aj.ReversibleAdjoint(2), aj.DiscreteAdjoint())))
 
 
 @pytest.mark.parametrize("name", ["BDIA", "BELM", "EDICT", "Rex(Heun, channels)"])
@@ -73,18 +75,17 @@ def test_any_number_of_segments(name):
         close(plain(SOLVERS[name], aj.ReversibleAdjoint(segments)), exact)
 
 
-@pytest.mark.parametrize("name", ["Euler", "Midpoint", "Heun, noise"])
-def test_the_noise_of_a_segment_is_drawn_again(name):
-    """Rex with tau, by key; and by noise, which is differentiated."""
-    solver = STOCHASTIC[name]
-    close(plain(solver, aj.ReversibleAdjoint(2), ts=MILD, key=KEY), plain(solver, aj.DiscreteAdjoint(), ts=MILD, key=KEY))
+def test_the_noise_of_a_segment_is_drawn_again():
+    """Rex with tau, by key; two draws a step by noise, which is differentiated."""
+    solver = STOCHASTIC["Euler"]
+    close(*(plain(solver, adjoint, ts=MILD, key=KEY) for adjoint in (aj.ReversibleAdjoint(2), aj.DiscreteAdjoint())))
+    solver = STOCHASTIC["Midpoint"]
 
-    def of_noise(adjoint, noise):
-        return jnp.sum(jnp.sin(aj.sample(TERM, X, ARGS, grid=MILD, solver=solver, adjoint=adjoint, noise=noise)))
+    def of_noise(adjoint):
+        loss = lambda noise: jnp.sum(jnp.sin(aj.sample(TERM, X, ARGS, grid=MILD, solver=solver, adjoint=adjoint, noise=noise)))  # noqa: E731
+        return quick(jax.grad(loss), jax.random.normal(KEY, (N, 2, *X.shape)))
 
-    noise = jax.random.normal(KEY, (N, *((solver.draws,) if solver.draws > 1 else ()), *X.shape))
-    found, exact = (jax.grad(partial(of_noise, adjoint))(noise) for adjoint in (aj.ReversibleAdjoint(2), aj.DiscreteAdjoint()))
-    assert relative(found, exact) < 1e-9
+    assert relative(of_noise(aj.ReversibleAdjoint(2)), of_noise(aj.DiscreteAdjoint())) < 1e-9
 
 
 def test_clean_data_and_pure_noise():
@@ -92,7 +93,8 @@ def test_clean_data_and_pure_noise():
     term, ts = gaussian(aj.FlowMatching(), "v", 0.6), np.linspace(1.0, 0.0, 6)
     for solver in (aj.BDIA(1.0, aj.ExponentialRK(diffrax.Heun(), 0.6)), aj.Rex(diffrax.Heun(), sigma_data=0.6)):
         of_x = lambda x, adjoint: jnp.sum(jnp.sin(aj.sample(term, x, grid=ts, solver=solver, adjoint=adjoint)))  # noqa: B023, E731
-        assert relative(jax.grad(of_x)(X, aj.ReversibleAdjoint(2)), jax.grad(of_x)(X, aj.DiscreteAdjoint())) < 1e-9
+        found, exact = (quick(jax.grad(partial(of_x, adjoint=adjoint)), X) for adjoint in (aj.ReversibleAdjoint(2), aj.DiscreteAdjoint()))
+        assert relative(found, exact) < 1e-9
 
 
 FOUR = {"BDIA": aj.BDIA(), "BELM": S.BELM(), "EDICT": S.EDICT(), "Rex": aj.Rex(diffrax.Heun())}
@@ -133,18 +135,19 @@ def test_drift_of_a_segment():
 
 
 def test_segments_hold_the_drift_in_float32():
-    """BDIA at g = 0.8 on 40 steps: useless in one segment, exact to 1e-3 in as many as are needed."""
+    """BDIA at g = 0.5 on 50 steps: useless in one segment, exact to 1e-5 in as many as are needed."""
     x, args = X.astype(jnp.float32), jax.tree.map(lambda leaf: leaf.astype(jnp.float32), ARGS)
-    solver, ts = aj.BDIA(0.8), aj.grids.log_snr(PROCESS, 40)
+    solver, ts = aj.BDIA(0.5), aj.grids.log_snr(PROCESS, 50)
     drifts = [float(A.drift(TERM, x, args, grid=ts, solver=solver, segments=k).max()) for k in (1, 4, 16)]
-    assert drifts[0] > 10 * drifts[1] > 100 * drifts[2]
+    assert drifts[0] > 1
+    assert 1e-2 > drifts[1] > 1e-5 > drifts[2]
     needed = A.segments_needed(TERM, x, args, grid=ts, solver=solver, tol=1e-4)
-    assert needed in (4, 8, 16)
+    assert needed == 8
     exact = plain(solver, aj.DiscreteAdjoint(), x, args, ts)
-    close(plain(solver, aj.ReversibleAdjoint(needed, tol=1e-4), x, args, ts), exact, 1e-3)
+    close(plain(solver, aj.ReversibleAdjoint(needed, tol=1e-4), x, args, ts), exact, 1e-5)
     assert relative(plain(solver, aj.ReversibleAdjoint(1), x, args, ts)[0], exact[0]) > 1e-3
     with pytest.raises(ValueError, match=r"Every step alone drifts by more than tol=1e-12: use DiscreteAdjoint"):
-        A.segments_needed(TERM, x, args, grid=TS, solver=solver, tol=1e-12)
+        A.segments_needed(TERM, x, args, grid=TS, solver=S.EDICT(), tol=1e-12)
 
 
 STRICT, KEPT = aj.ReversibleAdjoint(tol=1e-30), aj.ReversibleAdjoint(2, tol=1e-6)

@@ -18,7 +18,7 @@ class Plan:
     """What both passes know statically: of each step its segment, and whether it is the first or the last of it."""
 
     def __init__(self, computation: Computation, segments: int, tol: float | None = None):
-        self.solver: AbstractPaired = computation.solver
+        self.solver: Any = computation.solver
         self.save, self.paired, self.tol = computation.save, computation.paired, tol
         self.count, steps = min(segments, computation.steps), np.arange(computation.steps)
         edges = np.arange(self.count + 1) * computation.steps // self.count

@@ -98,7 +98,8 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         if not len(index):
             return DiscreteAdjoint(unroll=self.unroll).run(computation)
         visited = index[:-1] if self.mode == "AB" and len(index) > 1 else index  # AB never linearises at the last node
-        plan = Plan(computation, "AdjointDEIS", index, visited, visited, partial(adams, self.rule))
+        sweep = lambda linearise, *rest: partial(adams, rule=self.rule)(lambda *at: linearise(*at)[1], *rest)  # noqa: E731
+        plan = Plan(computation, "AdjointDEIS", index, visited, visited, sweep)
         return run(computation, self._nodes(computation, index), plan)
 
     def _nodes(self, computation: Computation, index: np.ndarray) -> Nodes:
@@ -126,7 +127,7 @@ class Rule(NamedTuple):
     unroll: int = 1
 
 
-def adams(rule: Rule, linearise: Callable, adjoint: State, total: Any, kept: Any, per_step: Any, nodes: Nodes) -> tuple[State, Any]:
+def adams(linearise: Callable, adjoint: State, total: Any, kept: Any, per_step: Any, nodes: Nodes, rule: Rule) -> tuple[State, Any]:
     """The Adams method of the module's docstring, from node 0 (data) to the last (noise)."""
 
     def combine(start: State, weights: Any, slopes: tuple) -> State:
@@ -135,7 +136,7 @@ def adams(rule: Rule, linearise: Callable, adjoint: State, total: Any, kept: Any
     def body(acc: Any, slices: Any) -> tuple[Any, None]:
         predicted, base, past, total = acc
         x, per_step, node = slices
-        _, transpose = linearise(x, node.t, per_step)
+        transpose = linearise(x, node.t, per_step)
         scale, fraction = fit(node.scale, x), fit(node.fraction, x)
 
         def pull(w: State) -> tuple[State, Any]:

@@ -133,7 +133,7 @@ def integrate(
     def body(acc: Any, slices: Any) -> tuple[Any, None]:
         w, y, total = acc
         row, per_step = slices
-        near = None if resolved else kept[row.points]
+        near = kept[row.points] if len(kept) > 1 else kept
         slopes, outputs = [], []
         for s, t in enumerate(row.t):
             w_s = _moved(w, row.length, tableau.a[s], slopes)

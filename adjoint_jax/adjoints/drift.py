@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._types import Args, ArrayLike
 from ..solvers import AbstractPaired, Paired
@@ -52,19 +53,29 @@ def drift(
     return jax.lax.scan(body, start, slices_of(inputs, back, plan), reverse=True)[1][plan.first]
 
 
-def segments_needed(term: DiffusionTerm, x_T: Any, args: Args = None, *, grid: ArrayLike, solver: AbstractPaired, tol: float, **noise: Any) -> int:
+def segments_needed(
+    term: DiffusionTerm,
+    x_T: Any,
+    args: Args = None,
+    *,
+    grid: ArrayLike,
+    solver: AbstractPaired,
+    tol: float,
+    key: Any = None,
+    noise: Any = None,
+) -> int:
     """The smallest power of two (or N) of segments whose `drift` at this x_T stays within tol; each try costs a `drift`.
 
     Args:
-        term, x_T, args, grid, solver, and key or noise: as in `sample`.
+        term, x_T, args, grid, solver, key, noise: as in `sample`; no tracers.
         tol: as of `ReversibleAdjoint`.
     Raises:
         ValueError: where even N segments drift by more.
 
         aj.ReversibleAdjoint(segments=aj.adjoints.segments_needed(term, x_T, args, grid=ts, solver=aj.BDIA(), tol=1e-3))
     """
-    steps, segments = len(grid) - 1, 1
-    while not float(jnp.max(drift(term, x_T, args, grid=grid, solver=solver, segments=segments, **noise))) <= tol:
+    steps, segments = np.size(grid) - 1, 1
+    while not float(jnp.max(drift(term, x_T, args, grid=grid, solver=solver, segments=segments, key=key, noise=noise))) <= tol:
         if segments >= steps:
             raise ValueError(f"Every step alone drifts by more than tol={tol:g}: use DiscreteAdjoint, a larger tol, or float64.")
         segments = min(2 * segments, steps)
