@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._numerics import namespace
+from .._numerics import namespace, zeros_like
 from ..solvers import DDIM
 from ..solvers._base import as_dtype
 from ..splitting import level
@@ -118,7 +118,7 @@ class LowVariance(AbstractSamplerAdjoint):
             xi = jax.random.normal(jax.random.fold_in(self.key, k), x.shape, x.dtype)
             return sum_ + step(weights[0] * x + weights[1] * xi), None
 
-        mean = jax.lax.scan(total, jnp.zeros_like(x), jnp.arange(self.samples))[0] / self.samples
+        mean = jax.lax.scan(total, zeros_like(x), jnp.arange(self.samples))[0] / self.samples
         return x + (mean - jax.lax.stop_gradient(mean)), None
 
 
