@@ -4,7 +4,15 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 
 from . import adjoints as adjoints, grids as grids, networks as networks, solvers as solvers
-from .adjoints import AdjointDEIS as AdjointDEIS, DirectAdjoint as DirectAdjoint, DiscreteAdjoint as DiscreteAdjoint, PerStep as PerStep
+from .adjoints import (
+    AdjointDEIS as AdjointDEIS,
+    AdjointDPM as AdjointDPM,
+    DirectAdjoint as DirectAdjoint,
+    DiscreteAdjoint as DiscreteAdjoint,
+    LastK as LastK,
+    PerStep as PerStep,
+    ReversibleAdjoint as ReversibleAdjoint,
+)
 from .audit import audit as audit
 from .networks import cfg as cfg, equinox as equinox, linen as linen, nnx as nnx
 from .processes import (

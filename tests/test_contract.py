@@ -54,6 +54,17 @@ SIGNATURES = {
     "DirectAdjoint": "()",
     "DiscreteAdjoint": "(keep=0, unroll=1)",
     "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode='PECE', published=False, unroll=1)",
+    "AdjointDPM": "(solver=None, steps=None, nodes='lam', states='stored', unroll=1)",
+    "ReversibleAdjoint": "(segments=1, tol=None)",
+    "LastK": "(k)",
+}
+ADJOINTS = {
+    "RandomK": "(key, most=None)",
+    "LowVariance": "(key, samples=2)",
+    "posterior_gradient": "(loss, term, x, t, args=None)",
+    "look_ahead": "(loss, term, x, t, args=None, *, grid, steps, solver=None, adjoint=None)",
+    "drift": "(term, x_T, args=None, *, grid, solver, segments=1, key=None, noise=None)",
+    "segments_needed": "(term, x_T, args=None, *, grid, solver, tol, key=None, noise=None)",
 }
 GRIDS = (
     "uniform", "power", "quadratic", "log_snr", "exponential", "lu", "polyexponential", "karras", "edm", "beta", "vp", "angle", "shifted", "ays",
@@ -67,7 +78,7 @@ NETWORKS = {
     "rounded_times": "(network, rule='nearest', unit=1.0)",
     "edm_precondition": "(network, sigma_data=0.5)",
 }
-LATER = {"ReversibleAdjoint", "AdjointDPM", "LastK", "plan"}
+LATER = {"plan"}
 
 
 def bare(signature):
@@ -81,10 +92,10 @@ def test_signature(name):
     assert bare(inspect.signature(getattr(aj, name))) == SIGNATURES[name]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_signature_of_networks(name):
-    function = getattr(aj.networks, name)
-    assert bare(inspect.signature(function)) == NETWORKS[name]
+@pytest.mark.parametrize(("name", "signature"), [*NETWORKS.items(), *ADJOINTS.items()])
+def test_signature_in_modules(name, signature):
+    function = getattr(aj.networks if name in NETWORKS else aj.adjoints, name)
+    assert bare(inspect.signature(function)) == signature
     assert len(inspect.getdoc(function) or "") > 60
 
 
@@ -114,7 +125,7 @@ def test_they_are_diffrax_objects():
     assert aj.DirectAdjoint is diffrax.DirectAdjoint
     for name in ("DDIM", "DEIS", "DPMSolverPP", "Exponential", "ExponentialRK"):
         assert issubclass(getattr(aj, name), diffrax.AbstractSolver)
-    for name in ("DiscreteAdjoint", "AdjointDEIS"):
+    for name in ("DiscreteAdjoint", "AdjointDEIS", "AdjointDPM", "ReversibleAdjoint", "LastK"):
         assert issubclass(getattr(aj, name), diffrax.AbstractAdjoint)
     assert issubclass(aj.DiffusionTerm, diffrax.AbstractTerm)
 

@@ -284,6 +284,47 @@ CASES = {  # what is done, the error, what its sentence holds
         ValueError,
         r"steps=5\).*the sampler's 4 intervals: choose steps between 1 and 4",
     ),
+    "ReversibleAdjoint's solver": (
+        lambda: sample(adjoint=aj.ReversibleAdjoint()),
+        ValueError,
+        r"undoes the steps of BDIA, BELM, EDICT or Rex, and DPMSolverPP's cannot be: use DiscreteAdjoint",
+    ),
+    "ReversibleAdjoint's segments": (lambda: aj.ReversibleAdjoint(0), ValueError, r"segments are a number of stretches, at least 1; got 0"),
+    "ReversibleAdjoint's inverse": (
+        lambda: aj.sample(
+            aj.DiffusionTerm(network, aj.FlowMatching(), "v"),
+            X,
+            grid=np.linspace(0.9, 0.0, 5),
+            solver=aj.solvers.EDICT(sigma_data=0.0),
+            adjoint=aj.ReversibleAdjoint(),
+        ),
+        ValueError,
+        r"is not defined on step 0 of this grid, t = 0 -> 0.225",
+    ),
+    "AdjointDPM's solver": (lambda: aj.AdjointDPM(diffrax.Kvaerno3()), TypeError, r"takes an explicit Runge-Kutta solver.*got Kvaerno3"),
+    "AdjointDPM's states": (lambda: aj.AdjointDPM(states="kept"), ValueError, r"states='kept' is not known: use \"stored\" or \"resolved\""),
+    "AdjointDPM's nodes": (lambda: gradient(adjoint=aj.AdjointDPM(steps=5)), ValueError, r"AdjointDPM\(steps=5\).*choose steps between 1 and 4"),
+    "AdjointDPM on a trajectory": (
+        lambda: jax.grad(lambda x: jnp.sum(sample(x, adjoint=aj.AdjointDPM(), save=True).xs))(X),
+        ValueError,
+        r"AdjointDPM differentiates the final state only",
+    ),
+    "LastK's k": (lambda: aj.LastK(0), ValueError, r"LastK's k is a number, at least 1; got 0"),
+    "LowVariance on a trajectory": (
+        lambda: sample(adjoint=aj.adjoints.LowVariance(jax.random.key(0)), save=True),
+        ValueError,
+        r"LowVariance differentiates a sample alone: use LastK\(1\)",
+    ),
+    "look_ahead's steps": (
+        lambda: aj.adjoints.look_ahead(jnp.sum, TERM, X, GRID[1], grid=GRID, steps=4),
+        ValueError,
+        r"takes from 1 to 3 steps, as many as the grid has below t = 0.4.*; got 4",
+    ),
+    "look_ahead's grid": (
+        lambda: jax.jit(lambda t: aj.adjoints.look_ahead(jnp.sum, TERM, X, t, grid=GRID, steps=1))(0.4),
+        ValueError,
+        r"chooses its times on the host: give t and grid as numbers",
+    ),
     "no nodes": (lambda: gradient(adjoint=aj.AdjointDEIS(steps=0)), ValueError, r"steps=0\).*choose steps between 1 and 4"),
     "unknown nodes": (
         lambda: gradient(adjoint=aj.AdjointDEIS(steps=2, nodes="rho")),

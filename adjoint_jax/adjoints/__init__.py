@@ -6,4 +6,9 @@ from ._base import AbstractSamplerAdjoint as AbstractSamplerAdjoint
 from ._computation import PerStep as PerStep
 from .deis import AdjointDEIS as AdjointDEIS
 from .discrete import DiscreteAdjoint as DiscreteAdjoint
+from .dpm import AdjointDPM as AdjointDPM
+from .drift import drift as drift, segments_needed as segments_needed
+from .greedy import look_ahead as look_ahead, posterior_gradient as posterior_gradient
 from .interpolated import InterpolatedAdjoint as InterpolatedAdjoint
+from .reversible import ReversibleAdjoint as ReversibleAdjoint
+from .truncated import LastK as LastK, LowVariance as LowVariance, RandomK as RandomK

@@ -6,6 +6,7 @@
 An adjoint never changes the values of (1), only how they are differentiated.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,13 +40,15 @@ class Inputs(NamedTuple):
     row: Any
     per_step: Any
     noise: Any
+    opaque: Any = None
 
 
 class Computation(eqx.Module):
     """`sample` in parts. `ts` is numpy float64 where the grid is concrete; `rows` and `times` are arrays of the state's dtype.
 
     `noise` holds the draws of each step, `[steps, draws, *x]`, or the key of each, `[steps]`, from which they are drawn when they are needed.
-    `paired`: the values are pairs (x, register "aux"); `aux` is what that register starts as, where it is given.
+    `paired`: the values are pairs (x, register "aux"); `aux` is what that register starts as, where it is given. `start`: the first carry,
+    of the part of a computation that `after` gives. `opaque`, one for each step: where true, no gradient passes from the step to its carry.
     """
 
     term: DiffusionTerm
@@ -58,6 +61,8 @@ class Computation(eqx.Module):
     noise: Any = None
     aux: Any = None
     paired: bool = eqx.field(static=True, default=False)
+    start: Any = None
+    opaque: Any = None
 
     @property
     def steps(self) -> int:
@@ -67,7 +72,16 @@ class Computation(eqx.Module):
     def times(self) -> Any:
         return jnp.asarray(self.ts, self.x.dtype)
 
+    def after(self, i: int, carry: Any) -> "Computation":
+        """The steps from i on, which start from `carry`."""
+        cut = lambda tree: jax.tree.map(lambda leaf: leaf[i:], tree)  # noqa: E731
+        args = jax.tree.map(lambda leaf: PerStep(cut(leaf.value)) if _is_per_step(leaf) else leaf, self.args, is_leaf=_is_per_step)
+        cuts = {"ts": self.ts[i:], "rows": cut(self.rows), "noise": cut(self.noise), "opaque": cut(self.opaque)}
+        return dataclasses.replace(self, x=carry[0], args=args, aux=None, start=carry, **cuts)
+
     def carry(self) -> Any:
+        if self.start is not None:
+            return varying_like(self.start, self.x)
         times = self.times
         state = self.solver.init(self.term, times[0], times[1], self.x, self.args)
         if self.aux is not None:
@@ -79,7 +93,7 @@ class Computation(eqx.Module):
         for leaf in jax.tree.leaves(per_step):
             if jnp.shape(leaf)[:1] != (self.steps,):
                 raise ValueError(f"A PerStep leaf needs one value for each of the {self.steps} steps; got shape {jnp.shape(leaf)}.")
-        return varying_like(Inputs(self.times[:-1], self.times[1:], self.rows, per_step, self.noise), self.x)
+        return varying_like(Inputs(self.times[:-1], self.times[1:], self.rows, per_step, self.noise, self.opaque), self.x)
 
     def _split(self) -> tuple[Any, Any]:
         constant = jax.tree.map(lambda leaf: None if _is_per_step(leaf) else leaf, self.args, is_leaf=_is_per_step)
@@ -97,13 +111,14 @@ class Computation(eqx.Module):
 
     def step(self, shared: Any, carry: Any, inputs: Inputs) -> Any:
         """(1)."""
+        if inputs.opaque is not None:
+            carry = jax.tree.map(lambda leaf: jnp.where(inputs.opaque, jax.lax.stop_gradient(leaf), leaf), carry)
         return self.advance(*self.term_and_args(shared, inputs.per_step), carry, inputs)
 
     def advance(self, term: DiffusionTerm, args: Args, carry: Any, inputs: Inputs) -> Any:
         """One step of the solver on a term."""
-        (x, state), noise = carry, inputs.noise
-        if noise is not None and jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
-            noise = draw(noise, self.solver.draws, x)
+        x, state = carry
+        noise = noise_of(inputs, self.solver.draws, x)
         state = eqx.tree_at(_given, state, (inputs.row, noise), is_leaf=lambda leaf: leaf is None)
         x, _, _, state, _ = self.solver.step(term, inputs.t0, inputs.t1, x, args, state, False)
         return x, eqx.tree_at(_given, state, (None, None), is_leaf=lambda leaf: leaf is None or isinstance(leaf, type(inputs.row)))
@@ -123,6 +138,12 @@ def draw(key: Any, draws: int, x: State) -> Any:
     """The Gaussian draws of one step, `[draws, *x]`: one is normal(key, x.shape), several are normal(key, (draws, *x.shape))."""
     shape = x.shape if draws == 1 else (draws, *x.shape)
     return jax.random.normal(key, shape, x.dtype).reshape(draws, *x.shape)
+
+
+def noise_of(inputs: Inputs, draws: int, x: State) -> Any:
+    """The draws of one step, drawn from its key where that is what was given; None for a deterministic solver."""
+    noise = inputs.noise
+    return draw(noise, draws, x) if noise is not None and jnp.issubdtype(noise.dtype, jax.dtypes.prng_key) else noise
 
 
 class _Closed(eqx.Module):

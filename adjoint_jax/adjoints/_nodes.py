@@ -45,7 +45,7 @@ class Nodes(NamedTuple):
     anchored: Any
 
 
-def choose(ts: Any, lams: Any, steps: int | None, nodes: str | Sequence[int]) -> np.ndarray:
+def choose(ts: Any, lams: Any, steps: int | None, nodes: str | Sequence[int], name: str = "AdjointDEIS") -> np.ndarray:
     """Indices of the grid from data to noise. Intervals of infinite length in lam at either end are left out: they are differentiated exactly."""
     n = len(ts) - 1
     low, high = 0, n
@@ -58,14 +58,14 @@ def choose(ts: Any, lams: Any, steps: int | None, nodes: str | Sequence[int]) ->
     if steps is None:
         return np.arange(low, high + 1)[::-1]
     if not 1 <= steps <= n:
-        raise ValueError(f"AdjointDEIS(steps={steps}) takes its nodes among the sampler's {n} intervals: choose steps between 1 and {n}.")
+        raise ValueError(f"{name}(steps={steps}) takes its nodes among the sampler's {n} intervals: choose steps between 1 and {n}.")
     steps = min(steps, high - low)
     if nodes == "index":
         return np.unique(np.round(np.linspace(low, high, steps + 1)).astype(int))[::-1]
     if nodes not in ("lam", "t"):
         raise ValueError(f'nodes={nodes!r} is not known: use "lam", "t", "index" or a sequence of indices of the grid.')
     if not is_concrete(ts, lams):
-        raise ValueError(f'AdjointDEIS(steps={steps}, nodes="{nodes}") measures the grid which is traced here: use nodes="index" or a concrete grid.')
+        raise ValueError(f'{name}(steps={steps}, nodes="{nodes}") measures the grid which is traced here: use nodes="index" or a concrete grid.')
     along = np.asarray(lams if nodes == "lam" else ts)[low : high + 1]
     targets = np.linspace(along[0], along[-1], steps + 1)
     return np.unique(np.abs(along[:, None] - targets[None]).argmin(axis=0) + low)[::-1]

@@ -11,6 +11,7 @@ The adjoint a = dL/dx of dx/dt obeys a linear ODE along the trajectory; in the f
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,9 +24,10 @@ from .._types import State
 from ..solvers._base import fit
 from ..splitting import Splitting
 from ._base import AbstractSamplerAdjoint, check_ode
-from ._computation import Computation, closed, first
+from ._computation import Computation
+from ._continuous import Plan, run
 from ._nodes import Nodes, choose, lay_out
-from .discrete import DiscreteAdjoint, accumulator, add, checked_unroll, constant
+from .discrete import DiscreteAdjoint, add, checked_unroll, constant
 
 PUBLISHED_LIMITS = {1: 0.69, 2: 0.46}  # steps in lam above which the published rules amplify the adjoint where it should shrink
 
@@ -95,12 +97,10 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         index = choose(computation.ts, computation.term.process.lam(computation.ts), self.steps, self.nodes)
         if not len(index):
             return DiscreteAdjoint(unroll=self.unroll).run(computation)
-        shared, _ = computation.shared()
-        carry, inputs = computation.carry(), computation.inputs()
-        step = closed(computation.step, shared, carry, first(inputs))
-        predict = closed(computation.predict, shared, first(inputs).per_step, inputs.t0[0], computation.x)
-        nodes = self._nodes(computation, index)
-        return _run((step, predict, shared, carry, inputs), nodes, _Plan(computation, self, index))
+        visited = index[:-1] if self.mode == "AB" and len(index) > 1 else index  # AB never linearises at the last node
+        sweep = lambda linearise, *rest: partial(adams, rule=self.rule)(lambda *at: linearise(*at)[1], *rest)  # noqa: E731
+        plan = Plan(computation, "AdjointDEIS", index, visited, visited, sweep)
+        return run(computation, self._nodes(computation, index), plan)
 
     def _nodes(self, computation: Computation, index: np.ndarray) -> Nodes:
         ts = computation.ts[index]
@@ -125,90 +125,6 @@ class Rule(NamedTuple):
     past: int
     sign: float
     unroll: int = 1
-
-
-class _Plan:
-    """What the backward pass knows statically."""
-
-    def __init__(self, computation: Computation, adjoint: AdjointDEIS, index: np.ndarray):
-        self.recall, self.save, self.n = computation.solver.recall, computation.save, computation.steps
-        self.rule, self.index = adjoint.rule, index
-        self.stored = index[:-1] if self.rule.mode == "AB" and len(index) > 1 else index  # AB never linearises at the last node
-        self.exact_last, self.exact_first = index[0] < self.n, index[-1] > 0
-
-
-@eqx.filter_custom_vjp
-def _run(vjp_arg: Any, nodes: Nodes, plan: _Plan) -> tuple[State, Any]:
-    return _forward_pass(vjp_arg, plan)[0]
-
-
-@_run.def_fwd
-def _forward(perturbed: Any, vjp_arg: Any, nodes: Nodes, plan: _Plan) -> tuple[Any, Any]:
-    if any(jax.tree.leaves(perturbed[4])):
-        raise ValueError(
-            "AdjointDEIS gives no gradient in the grid, the process or per-step leaves: use DiscreteAdjoint, or jax.lax.stop_gradient on them."
-        )
-    out, kept = _forward_pass(vjp_arg, plan)
-    return out, (kept, perturbed)
-
-
-def _forward_pass(vjp_arg: Any, plan: _Plan) -> tuple[Any, Any]:
-    """The sampler, with the states at the nodes written into a buffer; the others go where the next node will overwrite them."""
-    step, _, shared, carry, inputs = vjp_arg
-    buffer = jnp.broadcast_to(zeros_like(carry[0]), (len(plan.stored), *carry[0].shape))
-    slots = np.searchsorted(-plan.stored, -np.arange(plan.n + 1), side="right") - 1
-
-    def write(buffer: Any, x: State, slot: Any) -> Any:
-        return jax.lax.dynamic_update_index_in_dim(buffer, x, slot, 0) if len(buffer) else buffer
-
-    def body(acc: Any, slices: Any) -> tuple[Any, Any]:
-        carry, buffer = acc
-        inputs_i, slot = slices
-        following = step(shared, carry, inputs_i)
-        return (following, write(buffer, carry[0], slot)), following[0] if plan.save else None
-
-    (carry, buffer), states = jax.lax.scan(body, (carry, buffer), (inputs, jnp.asarray(slots[:-1])))
-    return (carry[0], states), write(buffer, carry[0], slots[-1]) if slots[-1] >= 0 else buffer
-
-
-@_run.def_bwd
-def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, nodes: Nodes, plan: _Plan) -> Any:
-    kept, perturbed = residuals
-    step, predict, shared, (x_T, state), inputs = vjp_arg
-    adjoint, cotangent_states = cotangents
-    if cotangent_states is not None:
-        raise ValueError("AdjointDEIS differentiates the final state only: use DiscreteAdjoint for a loss on a saved trajectory.")
-    differentiated, fixed = eqx.partition((step, predict, shared), perturbed[:3])
-    total = jax.tree.map(accumulator, differentiated)
-
-    def exact(adjoint: State, total: Any, x: State, i: int) -> tuple[State, Any]:
-        """Interval i through the solver's own step."""
-
-        def local(x: State, differentiated: Any) -> State:
-            step, _, shared = eqx.combine(differentiated, fixed)
-            return step(shared, plan.recall(x, state), first(inputs, i))[0]
-
-        adjoint, shares = jax.vjp(local, x, differentiated)[1](adjoint)
-        return adjoint, jax.tree.map(add, total, shares)
-
-    if plan.exact_last:
-        adjoint, total = exact(adjoint, total, kept[0] if len(kept) else x_T, plan.n - 1)
-    if len(kept):
-        per_step = jax.tree.map(lambda leaf: leaf[np.minimum(plan.stored, plan.n - 1)], inputs.per_step)
-
-        def linearise(x: State, t: Any, per_step: Any) -> Callable:
-            def local(x: State, differentiated: Any) -> State:
-                _, predict, shared = eqx.combine(differentiated, fixed)
-                return predict(shared, per_step, t, x)
-
-            return jax.vjp(local, x, differentiated)[1]
-
-        adjoint, total = adams(linearise, adjoint, total, kept, per_step, nodes, plan.rule)
-    if plan.exact_first:
-        adjoint, total = exact(adjoint, total, x_T, 0)
-    step_share, predict_share, shared_share = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, differentiated)
-    nothing = jax.tree.map(lambda _: None, (state, inputs))
-    return step_share, predict_share, shared_share, (adjoint, nothing[0]), nothing[1]
 
 
 def adams(linearise: Callable, adjoint: State, total: Any, kept: Any, per_step: Any, nodes: Nodes, rule: Rule) -> tuple[State, Any]:

@@ -157,45 +157,64 @@ def _forward(perturbed: Any, vjp_arg: Any, scales: _Scales, plan: Plan) -> tuple
     return (value_of(carry, plan.paired), states), (kept, perturbed)
 
 
-@_run.def_bwd
-def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, scales: _Scales, plan: Plan) -> Any:
-    kept, perturbed = residuals
-    step, predict, linear, shared, carry, inputs = vjp_arg
-    cotangent, cotangent_states = cotangents
-    differentiated, fixed = eqx.partition((predict, shared), (perturbed[1], perturbed[3]))
-    wants = perturbed[5]
-    per_step, per_step_fixed = eqx.partition(inputs.per_step, wants.per_step)
-    noisy = bool(jax.tree.leaves(wants.noise)) and any(jax.tree.leaves(wants.noise))
-    zero = jax.tree.map(zeros_like, _floats(carry))
-    table, s = scales.table, scales.s
+class _Back:
+    """Equation (1), a step at a time."""
 
-    def transposed(kappa: Any, i: Any) -> tuple[Any, Any, Any]:
+    def __init__(self, linear: Callable, carry: Any, inputs: Inputs, states: Any, noisy: bool, scales: _Scales, plan: Plan):
+        self.linear, self.carry, self.inputs, self.states, self.noisy = linear, carry, inputs, states, noisy
+        self.table, self.s, self.paired = scales.table, scales.s, plan.paired
+        self.zero = jax.tree.map(zeros_like, _floats(carry))
+
+    def transposed(self, kappa: Any, i: Any) -> tuple[Any, Any, Any]:
         """(1) without the network: kappa_i, q_i and the cotangent of the noise."""
-        here = first(inputs, i)
-        kappa = add_to_value(kappa, None if cotangent_states is None else first(cotangent_states, i), plan.paired)
+        here = first(self.inputs, i)
+        kappa = add_to_value(kappa, None if self.states is None else first(self.states, i), self.paired)
 
         def local(p: Any, carry_diff: Any, noise: Any) -> Any:
-            return _floats(linear(p, eqx.combine(carry_diff, carry), here._replace(noise=noise) if noisy else here))
+            return _floats(self.linear(p, eqx.combine(carry_diff, self.carry), here._replace(noise=noise) if self.noisy else here))
 
-        q, kappa, noise = jax.vjp(local, zeros_like(carry[0]), zero, here.noise if noisy else None)[1](kappa)
+        q, kappa, noise = jax.vjp(local, zeros_like(self.carry[0]), self.zero, here.noise if self.noisy else None)[1](kappa)
         return kappa, q, noise
 
-    def completed(kappa: Any, q: Any, i: Any, r: Any) -> Any:
+    def completed(self, kappa: Any, q: Any, i: Any, r: Any) -> Any:
         """(1) with J^T q by (2)."""
-        share = ((table.fraction[i] * q + s[i] * r) / table.sigma[i] - table.of_x[i] * q) / table.of_p[i]
+        table = self.table
+        share = ((table.fraction[i] * q + self.s[i] * r) / table.sigma[i] - table.of_x[i] * q) / table.of_p[i]
         return (kappa[0] + share, kappa[1])
 
-    def along(kappa: Any, way: Way, weights: Any, known: Any, noises: Any) -> tuple[Any, Any]:
+    def along(self, kappa: Any, way: Way, weights: Any, known: Any, noises: Any) -> tuple[Any, Any]:
         """The steps to a node, r interpolated from what is known."""
 
         def body(j: Any, acc: Any) -> Any:
             kappa, noises = acc
             i = way.top - j
-            kappa, q, noise = transposed(kappa, i)
-            noises = None if noises is None else jax.lax.dynamic_update_index_in_dim(noises, noise, i, 0)
-            return completed(kappa, q, i, jnp.tensordot(weights[j], known, 1)), noises
+            kappa, q, noise = self.transposed(kappa, i)
+            return self.completed(kappa, q, i, jnp.tensordot(weights[j], known, 1)), _written(noises, noise, i)
 
         return jax.lax.fori_loop(0, way.count, body, (kappa, noises))
+
+    def at(self, kappa: Any, i: Any, pull: Callable) -> tuple[Any, Any, Any, Any]:
+        """A node: kappa_i, r_i, what else the network's transpose gives, and the cotangent of the noise."""
+        kappa, q, noise = self.transposed(kappa, i)
+        u, table = q / self.s[i], self.table
+        of_x, *shares = pull(u)
+        r = table.sigma[i] * (table.of_p[i] * of_x + table.of_x[i] * u) - table.fraction[i] * u
+        return self.completed(kappa, q, i, r), r, shares, noise
+
+
+def _written(buffer: Any, value: Any, i: Any) -> Any:
+    return None if buffer is None else jax.lax.dynamic_update_index_in_dim(buffer, value, i, 0)
+
+
+@_run.def_bwd
+def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, scales: _Scales, plan: Plan) -> Any:
+    kept, perturbed = residuals
+    step, predict, linear, shared, carry, inputs = vjp_arg
+    cotangent, states = cotangents
+    differentiated, fixed = eqx.partition((predict, shared), (perturbed[1], perturbed[3]))
+    per_step, per_step_fixed = eqx.partition(inputs.per_step, perturbed[5].per_step)
+    noisy = any(jax.tree.leaves(perturbed[5].noise))
+    back = _Back(linear, carry, inputs, states, noisy, scales, plan)
 
     def node(acc: Any, slices: Any) -> tuple[Any, Any]:
         base, known, total, noises = acc
@@ -208,35 +227,24 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, scales: _Sc
             return predict(shared, eqx.combine(here, here_fixed), inputs.t0[i], x)
 
         pull = jax.vjp(answer, x, differentiated, here)[1]
-
-        def found(kappa: Any) -> tuple[Any, Any, Any, Any]:
-            kappa, q, noise = transposed(kappa, i)
-            u = q / s[i]
-            of_x, *shares = pull(u)
-            r = table.sigma[i] * (table.of_p[i] * of_x + table.of_x[i] * u) - table.fraction[i] * u
-            return completed(kappa, q, i, r), r, shares, noise
-
-        ahead, _ = along(base, way, way.ahead, known, None)
-        first_try = found(ahead)
+        ahead, _ = back.along(base, way, way.ahead, known, None)
+        once = back.at(ahead, i, pull)
 
         def again(_: Any) -> tuple[Any, Any]:
-            newest = jnp.concatenate([first_try[1][None], known[:-1]])
-            corrected, written = along(base, way, way.between, newest, noises)
-            return found(corrected), written
+            corrected, written = back.along(base, way, way.between, jnp.concatenate([once[1][None], known[:-1]]), noises)
+            return back.at(corrected, i, pull), written
 
-        (kappa, r, shares, noise), noises = jax.lax.cond(way.count > 0, again, lambda _: (first_try, noises), None)
-        noises = None if noises is None else jax.lax.dynamic_update_index_in_dim(noises, noise, i, 0)
+        (kappa, r, shares, noise), noises = jax.lax.cond(way.count > 0, again, lambda _: (once, noises), None)
         total = jax.tree.map(lambda sum_, share: add(sum_, omega.astype(share.dtype) * share), total, shares[0])
         base = jax.tree.map(lambda new, old: jnp.where(way.restart, new, old), kappa, base)
-        return (base, jnp.concatenate([r[None], known[:-1]]), total, noises), shares[1]
+        return (base, jnp.concatenate([r[None], known[:-1]]), total, _written(noises, noise, i)), shares[1]
 
-    start = add_to_value(zero, cotangent, plan.paired)
-    known = jnp.zeros((plan.order, *carry[0].shape), carry[0].dtype)
-    total = jax.tree.map(accumulator, differentiated)
+    known, total = jnp.zeros((plan.order, *carry[0].shape), carry[0].dtype), jax.tree.map(accumulator, differentiated)
+    start = (add_to_value(back.zero, cotangent, plan.paired), known, total, zeros_like(inputs.noise) if noisy else None)
     slices = (Way(*map(jnp.asarray, plan.way)), kept, scales.omega)
-    (kappa, _, total, noises), by_node = jax.lax.scan(node, (start, known, total, zeros_like(inputs.noise) if noisy else None), slices)
+    (kappa, _, total, noises), by_node = jax.lax.scan(node, start, slices)
     of_predict, of_shared = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, differentiated)
     of_per_step = jax.tree.map(lambda share: jnp.tensordot(scales.spread.astype(share.dtype), share, 1), by_node)
-    nothing = jax.tree.map(lambda _: None, (step, linear, inputs))
-    of_inputs = Inputs(nothing[2].t0, nothing[2].t1, nothing[2].row, of_per_step, noises if noisy else nothing[2].noise)
-    return nothing[0], of_predict, nothing[1], of_shared, kappa, of_inputs
+    of_step, of_linear, of_inputs = jax.tree.map(lambda _: None, (step, linear, inputs))
+    of_inputs = of_inputs._replace(per_step=of_per_step, **({"noise": noises} if noisy else {}))
+    return of_step, of_predict, of_linear, of_shared, kappa, of_inputs

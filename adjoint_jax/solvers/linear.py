@@ -13,7 +13,7 @@ Only the registers that (1) reads have to be stored to transpose a step exactly;
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -136,18 +136,43 @@ class AbstractLinear(AbstractSampler):
             times = known[:-1]
         if pattern.draws and solver_state.noise is None:
             raise ValueError(f"{type(self).__name__} draws noise, which only aj.sample gives it: use aj.sample(..., key=key).")
-        values = {"x": y0, "one": zeros_like(y0) + 1, **solver_state.registers}
-        values |= {f"z{k}": solver_state.noise[k] for k in range(pattern.draws)}
-        for s, (what, weights) in enumerate(zip(pattern.reads, row.reads, strict=True)):
-            x = total(values, what, weights)
-            predict = lambda x, t: term.predict(t, x, args)  # noqa: E731
-            always = row.active is None
-            p = predict(x, row.times[s]) if always else jax.lax.cond(row.active[s], predict, lambda x, _: zeros_like(x), x, row.times[s])
-            values[f"F{s}"] = fit(row.of_x[s], x) * x + fit(row.of_p[s], x) * p
-        y1 = total(values, pattern.x, row.x)
-        registers = {name: total(values, what, row.registers[name]) for name, what in pattern.registers.items()}
-        error = None if pattern.error is None else total(values, pattern.error, row.error)
+        predict = lambda s, x: term.predict(row.times[s], x, args)  # noqa: E731
+        y1, registers, error = self.advance(row, y0, solver_state.registers, solver_state.noise, predict)
         return y1, error, dense_info(y0, y1), LinearState(solver_state.row, solver_state.noise, registers, times), RESULTS.successful
+
+    def advance(self, row: Row, x: State, registers: dict[str, State], noise: Any, predict: Callable) -> tuple[State, dict[str, State], Any]:
+        """x and the registers after the step `row`, and the estimate of its error; predict(s, X_s) is the network's answer at stage s."""
+        pattern = self.pattern
+        values = {"x": x, "one": zeros_like(x) + 1, **registers}
+        values |= {f"z{k}": noise[k] for k in range(pattern.draws)}
+        for s, (what, weights) in enumerate(zip(pattern.reads, row.reads, strict=True)):
+            at = total(values, what, weights)
+            ask = lambda x, s=s: predict(s, x)  # noqa: E731
+            p = ask(at) if row.active is None else jax.lax.cond(row.active[s], ask, zeros_like, at)
+            values[f"F{s}"] = fit(row.of_x[s], x) * at + fit(row.of_p[s], x) * p
+        registers = {name: total(values, what, row.registers[name]) for name, what in pattern.registers.items()}
+        return total(values, pattern.x, row.x), registers, None if pattern.error is None else total(values, pattern.error, row.error)
+
+    def pull_back(self, row: Row, x: State, registers: dict[str, State], pull: Callable) -> dict[str, State]:
+        """The transpose of `advance`: cotangents of all values from those of the new x and registers.
+
+        pull(s, cotangent of p_s) is the network's share of the cotangent of X_s.
+        """
+        pattern, found = self.pattern, {}
+
+        def give(what: Sum, weights: Any, cotangent: State) -> None:
+            for k, name in enumerate((what,) if isinstance(what, str) else what):
+                share = cotangent if isinstance(what, str) else fit(weights[k], cotangent) * cotangent
+                found[name] = found[name] + share if name in found else share
+
+        give(pattern.x, row.x, x)
+        for name, what in pattern.registers.items():
+            give(what, row.registers[name], registers[name])
+        for s in reversed(range(len(pattern.reads))):
+            of_output = found.get(f"F{s}", zeros_like(x))
+            of_point = fit(row.of_x[s], x) * of_output + pull(s, fit(row.of_p[s], x) * of_output)
+            give(pattern.reads[s], row.reads[s], of_point)
+        return found
 
     def remember(self, x: State, state: LinearState) -> Any:
         stored = self.pattern.stored

@@ -7,9 +7,11 @@ where it is given (there is no step before it). An exact round trip therefore ne
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 
 from ..processes import AbstractProcess
 from .linear import AbstractLinear, Pattern, Row
@@ -46,6 +48,21 @@ class AbstractPaired(AbstractLinear):
     @abc.abstractmethod
     def resume(self, rows: Row) -> Row:
         """The rows of a run whose second state is given."""
+
+    def undo_rows(self, process: AbstractProcess, prediction: str, ts: Any) -> Row | None:
+        """The row by which `undo` goes back, for each step of `ts`."""
+        return jax.tree.map(lambda leaf: leaf[::-1], self.inverse.table(process, prediction, ts[::-1]))
+
+    def undo(self, row: Row, back: Row | None, after: Paired, noise: Any, predict: Callable) -> Paired:
+        """The pair before the step `row`; predict(s, X) is asked at each of the step's own stages s, and answers 0 where one is not active.
+
+        The inverse asks the network where the step asked it, the second half of the stages first.
+        """
+        assert back is not None
+        stages = len(self.pattern.reads)
+        stage = lambda k, x: predict((k + stages // 2) % stages, x)  # noqa: E731
+        x, registers, _ = self.inverse.advance(back._replace(active=None), after.x, {"aux": after.aux}, noise, stage)
+        return Paired(x, registers["aux"])
 
 
 class AbstractInvertible(AbstractPaired):

@@ -12,19 +12,22 @@ cancels; reversed, q is 1/q and g is 1/g.
 
 import abc
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import diffrax
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 
-from .._numerics import broadcasting, namespace
+from .._numerics import broadcasting, namespace, zeros_like
 from ..processes import AbstractProcess
 from ..splitting import Splitting, level
+from ._base import fit
 from .ddim import DDIM
 from .linear import AbstractLinear, Pattern, Row
-from .paired import AbstractPaired
+from .paired import AbstractPaired, Paired
 from .singlestep import ExponentialRK
 
 
@@ -99,6 +102,16 @@ class AbstractTwoStep(AbstractPaired):
         first = xp.broadcast_to(xp.asarray(copied, rows.x.dtype).reshape(-1, *(1,) * (rows.x.ndim - 2)), rows.x.shape[1:])
         runs = xp.broadcast_to(xp.arange(steps)[:, None] > 0, rows.times.shape)
         return rows._replace(x=xp.concatenate([first[None], rows.x[1:]]), active=runs if rows.active is None else runs & rows.active)
+
+    def undo_rows(self, process: AbstractProcess, prediction: str, ts: Any) -> Row | None:
+        return None
+
+    def undo(self, row: Row, back: Row | None, after: Paired, noise: Any, predict: Callable) -> Paired:
+        """(1) solved for x_{i-1}; where g = 0 there is none, and the register is as it began."""
+        x, weight = after.aux, fit(row.x[self.pattern.x.index("aux")], after.x)
+        rest, *_ = self.advance(row._replace(active=None), x, {"aux": zeros_like(x)}, noise, predict)
+        found = (after.x - rest) / jnp.where(weight == 0, 1, weight)
+        return Paired(x, jnp.where(weight == 0, x, found))
 
 
 class BDIA(AbstractTwoStep):

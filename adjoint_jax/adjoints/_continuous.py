@@ -1,0 +1,114 @@
+"""What every continuous adjoint shares: the sampler with its states kept at some nodes, then a backward integration from node to node.
+
+Intervals out of alpha = 0 and into sigma = 0, of infinite length in lam, are differentiated exactly, through the solver's own step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._numerics import zeros_like
+from .._types import State
+from ._computation import Computation, closed, first
+from .discrete import accumulator, add
+
+
+class Plan:
+    """What both passes of a continuous adjoint know statically.
+
+    `index`: its nodes among the sampler's states, from data to noise; `stored`: those of which the state is kept; `visited`: those in whose
+    intervals the network is asked. sweep(linearise, a, total, kept, per_step, nodes) integrates from the first node to the last and
+    gathers the cotangents of what linearise(x, t, per_step) -> (prediction, its transpose) is linear in.
+    """
+
+    def __init__(self, computation: Computation, name: str, index: np.ndarray, stored: np.ndarray, visited: np.ndarray, sweep: Callable):
+        self.recall, self.save, self.n = computation.solver.recall, computation.save, computation.steps
+        self.name, self.index, self.stored, self.visited, self.sweep = name, index, stored, visited, sweep
+        self.exact_last, self.exact_first = index[0] < self.n, index[-1] > 0
+
+
+def run(computation: Computation, nodes: Any, plan: Plan) -> tuple[State, Any]:
+    """The values of the computation, with the derivative that `plan` and `nodes` say."""
+    shared, _ = computation.shared()
+    carry, inputs = computation.carry(), computation.inputs()
+    step = closed(computation.step, shared, carry, first(inputs))
+    predict = closed(computation.predict, shared, first(inputs).per_step, inputs.t0[0], computation.x)
+    return _run((step, predict, shared, carry, inputs), nodes, plan)
+
+
+@eqx.filter_custom_vjp
+def _run(vjp_arg: Any, nodes: Any, plan: Plan) -> tuple[State, Any]:
+    return _forward_pass(vjp_arg, plan)[0]
+
+
+@_run.def_fwd
+def _forward(perturbed: Any, vjp_arg: Any, nodes: Any, plan: Plan) -> tuple[Any, Any]:
+    if any(jax.tree.leaves(perturbed[4])):
+        raise ValueError(
+            f"{plan.name} gives no gradient in the grid, the process or per-step leaves: use DiscreteAdjoint, or jax.lax.stop_gradient on them."
+        )
+    out, kept = _forward_pass(vjp_arg, plan)
+    return out, (kept, perturbed)
+
+
+def _forward_pass(vjp_arg: Any, plan: Plan) -> tuple[Any, Any]:
+    """The sampler, with the states at the nodes written into a buffer; the others go where the next node will overwrite them."""
+    step, _, shared, carry, inputs = vjp_arg
+    buffer = jnp.broadcast_to(zeros_like(carry[0]), (len(plan.stored), *carry[0].shape))
+    slots = np.searchsorted(-plan.stored, -np.arange(plan.n + 1), side="right") - 1
+
+    def write(buffer: Any, x: State, slot: Any) -> Any:
+        return jax.lax.dynamic_update_index_in_dim(buffer, x, slot, 0) if len(buffer) else buffer
+
+    def body(acc: Any, slices: Any) -> tuple[Any, Any]:
+        carry, buffer = acc
+        inputs_i, slot = slices
+        following = step(shared, carry, inputs_i)
+        return (following, write(buffer, carry[0], slot)), following[0] if plan.save else None
+
+    (carry, buffer), states = jax.lax.scan(body, (carry, buffer), (inputs, jnp.asarray(slots[:-1])))
+    return (carry[0], states), write(buffer, carry[0], slots[-1]) if slots[-1] >= 0 else buffer
+
+
+@_run.def_bwd
+def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, nodes: Any, plan: Plan) -> Any:
+    kept, perturbed = residuals
+    step, predict, shared, (x_T, state), inputs = vjp_arg
+    adjoint, cotangent_states = cotangents
+    if cotangent_states is not None:
+        raise ValueError(f"{plan.name} differentiates the final state only: use DiscreteAdjoint for a loss on a saved trajectory.")
+    differentiated, fixed = eqx.partition((step, predict, shared), perturbed[:3])
+    total = jax.tree.map(accumulator, differentiated)
+
+    def exact(adjoint: State, total: Any, x: State, i: int) -> tuple[State, Any]:
+        """Interval i through the solver's own step."""
+
+        def local(x: State, differentiated: Any) -> State:
+            step, _, shared = eqx.combine(differentiated, fixed)
+            return step(shared, plan.recall(x, state), first(inputs, i))[0]
+
+        adjoint, shares = jax.vjp(local, x, differentiated)[1](adjoint)
+        return adjoint, jax.tree.map(add, total, shares)
+
+    if plan.exact_last:
+        adjoint, total = exact(adjoint, total, kept[0] if len(kept) else x_T, plan.n - 1)
+    if len(kept):
+        per_step = jax.tree.map(lambda leaf: leaf[np.minimum(plan.visited, plan.n - 1)], inputs.per_step)
+
+        def linearise(x: State, t: Any, per_step: Any) -> tuple[State, Callable]:
+            def local(x: State, differentiated: Any) -> State:
+                _, predict, shared = eqx.combine(differentiated, fixed)
+                return predict(shared, per_step, t, x)
+
+            return jax.vjp(local, x, differentiated)
+
+        adjoint, total = plan.sweep(linearise, adjoint, total, kept, per_step, nodes)
+    if plan.exact_first:
+        adjoint, total = exact(adjoint, total, x_T, 0)
+    step_share, predict_share, shared_share = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, differentiated)
+    nothing = jax.tree.map(lambda _: None, (state, inputs))
+    return step_share, predict_share, shared_share, (adjoint, nothing[0]), nothing[1]
