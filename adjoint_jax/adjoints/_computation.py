@@ -123,7 +123,7 @@ def draw(key: Any, draws: int, x: State) -> Any:
     return jax.random.normal(key, shape, x.dtype).reshape(draws, *x.shape)
 
 
-class _Closed(eqx.Module):
+class Closed(eqx.Module):
     """A traced function and the arrays that it closed over. Unlike Equinox's it does not compare shardings, which pmap changes inside a scan."""
 
     jaxpr: Any = eqx.field(static=True)
@@ -137,7 +137,7 @@ class _Closed(eqx.Module):
 def closed(function: Callable, *args: Any) -> Any:
     """`function` traced once at `args`, every array that it closes over turned into a leaf of the result, so that nothing escapes a custom_vjp."""
     traced, answer = jax.make_jaxpr(function, return_shape=True)(*args)
-    return _Closed(traced.jaxpr, traced.consts, jax.tree.structure(answer))
+    return Closed(traced.jaxpr, traced.consts, jax.tree.structure(answer))
 
 
 def first(inputs: Any, i: int = 0) -> Any:
