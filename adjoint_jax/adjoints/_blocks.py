@@ -4,17 +4,19 @@ The equations of the trace are cut into about sqrt(n) blocks of equal output byt
 layers rather than within one), and every block runs under `jax.checkpoint`: n residuals become sqrt(n), for one more forward evaluation.
 """
 
+from functools import partial
 from itertools import pairwise
 from math import isqrt
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
+from jax.core import eval_jaxpr
+from jax.extend.core import Jaxpr, Literal
 
 from ._computation import Closed
 
-INLINED = ("jit", "pjit", "closed_call", "core_call")
+INLINED = ("jit", "pjit")
 
 
 def in_blocks(step: Closed, *args: Any) -> Any:
@@ -30,12 +32,8 @@ def in_blocks(step: Closed, *args: Any) -> Any:
         needed = list(dict.fromkeys(v for eqn in block for v in eqn.invars if not isinstance(v, Literal) and v not in made))
         out = [var for var in made if last.get(var, -1) >= end]
 
-        def run(inner: list, block: Any = block, needed: Any = needed, out: Any = out) -> list:
-            found = dict(zip(needed, inner, strict=True))
-            _advance(block, found)
-            return [found[var] for var in out]
-
-        values |= zip(out, jax.checkpoint(run)([values[var] for var in needed]), strict=True)
+        run = partial(eval_jaxpr, _part(jaxpr, needed, out, block), [])
+        values |= zip(out, jax.checkpoint(run)(*(values[var] for var in needed)), strict=True)
     return jax.tree.unflatten(step.structure, [_read(values, var) for var in jaxpr.outvars])
 
 
@@ -43,24 +41,23 @@ def _read(values: dict, var: Any) -> Any:
     return var.val if isinstance(var, Literal) else values[var]
 
 
+def _part(jaxpr: Any, needed: list, out: list, eqns: list) -> Jaxpr:
+    """Some equations as a trace of their own."""
+    return Jaxpr([], needed, out, eqns, jaxpr.effects, jaxpr.debug_info.with_unknown_names())
+
+
 def _evaluate(jaxpr: Any, consts: Any, leaves: Any) -> list:
     """The values of `jaxpr`, with the jitted functions that it calls written out."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *leaves], strict=True))
-    _advance(jaxpr.eqns, values)
-    return [_read(values, var) for var in jaxpr.outvars]
-
-
-def _advance(eqns: Any, values: dict) -> None:
-    for eqn in eqns:
-        given = [_read(values, var) for var in eqn.invars]
+    for eqn in jaxpr.eqns:
         if eqn.primitive.name in INLINED:
-            inner = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
-            found = _evaluate(inner.jaxpr, inner.consts, given)
+            inner = eqn.params["jaxpr"]
+            found = _evaluate(inner.jaxpr, inner.consts, [_read(values, var) for var in eqn.invars])
         else:
-            functions, params = eqn.primitive.get_bind_params(eqn.params)
-            found = eqn.primitive.bind(*functions, *given, **params)
-            found = found if eqn.primitive.multiple_results else [found]
+            needed = list(dict.fromkeys(var for var in eqn.invars if not isinstance(var, Literal)))
+            found = eval_jaxpr(_part(jaxpr, needed, eqn.outvars, [eqn]), [], *(values[var] for var in needed))
         values |= zip(eqn.outvars, found, strict=True)
+    return [_read(values, var) for var in jaxpr.outvars]
 
 
 def _last_uses(jaxpr: Any) -> dict:
