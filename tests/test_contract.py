@@ -52,7 +52,7 @@ SIGNATURES = {
     "ExponentialRK": "(solver, sigma_data=inf)",
     "Schedule": "(orders, splittings='data', variables='lam', rules='exact', correctors=0, times=None)",
     "DirectAdjoint": "()",
-    "DiscreteAdjoint": "(keep=0, unroll=1)",
+    "DiscreteAdjoint": "(keep=0, unroll=1, remat='none', states='device', levels=2, clip=None, probe=None)",
     "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode='PECE', published=False, unroll=1)",
 }
 GRIDS = (

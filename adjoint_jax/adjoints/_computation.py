@@ -145,10 +145,10 @@ def first(inputs: Any, i: int = 0) -> Any:
     return jax.tree.map(lambda leaf: leaf[i], inputs)
 
 
-def run_forward(step: Callable, shared: Any, carry: Any, inputs: Inputs, record: Callable) -> tuple[Any, Any]:
+def run_forward(step: Callable, shared: Any, carry: Any, inputs: Any, record: Callable) -> tuple[Any, Any]:
     """`lax.scan` of (1); record(carry_i, carry_{i+1}) is stacked."""
 
-    def body(carry: Any, inputs: Inputs) -> tuple[Any, Any]:
+    def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
         following = step(shared, carry, inputs)
         return following, record(carry, following)
 

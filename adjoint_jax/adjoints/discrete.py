@@ -12,7 +12,7 @@ The kept steps are the last ones. They are transposed first, so their linearisat
 most that is alive is K of them; of any other K steps it is K + 1, and the backward pass would no longer be two loops.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from .._numerics import at_least_float32, varying_like, zeros_like
 from ..solvers import AbstractSampler
 from ._base import AbstractSamplerAdjoint
-from ._blocks import in_blocks
 from ._computation import Computation, add_to_value, closed, first, run_forward, value_of
+from ._kept import Plan, dense, run_kept
 from ._storage import HOST, Storage, cut, joined
 from ._watch import no_probe, raise_if_not_finite, watch
 
@@ -113,27 +113,6 @@ class DiscreteAdjoint(AbstractSamplerAdjoint):
         return watch(self.clip, x, no_probe(x) if probe is None else jnp.asarray(probe, x.dtype))
 
 
-class Plan(NamedTuple):
-    """What is known statically: the options, and whether all states are returned or the last, alone or in pairs."""
-
-    adjoint: DiscreteAdjoint
-    steps: int
-    save: bool
-    paired: bool
-
-    @property
-    def recomputed(self) -> int:
-        keep = self.adjoint.keep
-        return 0 if keep == "all" else max(self.steps - int(keep), 0)
-
-    def linearised(self, step: Any) -> Any:
-        """The step as it is differentiated."""
-        return (lambda *args: in_blocks(step, *args)) if self.adjoint.remat == "block" else step
-
-    def saved(self, carry: Any) -> Any:
-        return value_of(carry, self.paired) if self.save else None
-
-
 @eqx.filter_custom_vjp
 def _run(vjp_arg: Any, solver: AbstractSampler, plan: Plan) -> tuple[Any, Any]:
     step, shared, carry, inputs = vjp_arg
@@ -148,7 +127,7 @@ def _forward(perturbed: Any, vjp_arg: Any, solver: AbstractSampler, plan: Plan) 
     carry, stored, states = _storage(perturbed, solver, plan, step, shared, carry).store(carry, head)
     transpose = None
     if plan.recomputed < plan.steps:
-        carry, transpose, more = _kept(perturbed, plan, (step, shared, carry, tail))
+        carry, transpose, more = run_kept(perturbed, plan, (step, shared, carry, tail))
         states = joined(states, more)
     return (value_of(carry, plan.paired), states), (stored, transpose, perturbed)
 
@@ -162,44 +141,17 @@ def _storage(perturbed: Any, solver: AbstractSampler, plan: Plan, step: Any, sha
     return Storage(lambda carry, inputs: step(shared, carry, inputs), remember, recall, plan.saved, levels, adjoint.states == "host", adjoint.unroll)
 
 
-def _kept(perturbed: Any, plan: Plan, given: Any) -> tuple[Any, Any, Any]:
-    """The last steps by JAX's own linearisation of their loop, which stores what differs between steps once a step and the rest once.
-
-    Leaves narrower than float32 enter as float32 and are cast inside, so that their cotangents are added up in float32.
-    """
-    step, shared, carry, tail = given
-    differentiated, fixed = eqx.partition((step, shared), perturbed[:2])
-    carry_diff, carry_fixed = eqx.partition(carry, eqx.is_inexact_array)
-    tail_diff, tail_fixed = eqx.partition(tail, perturbed[3])
-    wide = jax.tree.map(lambda leaf: leaf.astype(at_least_float32(leaf.dtype)), differentiated)
-
-    def run(carry_diff: Any, wide: Any, tail_diff: Any) -> tuple[Any, Any]:
-        def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
-            narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), wide, differentiated)
-            step, shared = eqx.combine(narrow, fixed)
-            following = plan.linearised(step)(shared, carry, inputs)
-            return following, plan.saved(following)
-
-        carry = eqx.combine(carry_diff, carry_fixed)
-        carry, states = jax.lax.scan(body, carry, eqx.combine(tail_diff, tail_fixed), unroll=plan.adjoint.unroll)
-        floats, rest = eqx.partition(carry, eqx.is_inexact_array)
-        return (floats, states), rest
-
-    (floats, states), transpose, rest = jax.vjp(run, carry_diff, wide, tail_diff, has_aux=True)
-    return eqx.combine(floats, rest), transpose, states
-
-
 @_run.def_bwd
 def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, solver: AbstractSampler, plan: Plan) -> Any:
     stored, transpose, perturbed = residuals
     step, shared, carry, inputs = vjp_arg
     differentiated, fixed = eqx.partition((step, shared), perturbed[:2])
     start = add_to_value(jax.tree.map(zeros_like, eqx.filter(carry, eqx.is_inexact_array)), cotangents[0], plan.paired)
-    head, tail = cut(inputs, plan.recomputed)
+    head, _ = cut(inputs, plan.recomputed)
     head_states, tail_states = cut(cotangents[1], plan.recomputed)
     cotangent, total, per_input = start, jax.tree.map(accumulator, differentiated), None
     if transpose is not None:
-        cotangent, total, per_input = transpose((start, _dense(tail_states, plan, carry)))
+        cotangent, total, per_input = transpose((start, dense(tail_states, plan, carry)))
 
     def pull(memory: Any, inputs: Any, acc: Any, cotangent_state: Any) -> Any:
         cotangent, total = acc
@@ -221,17 +173,6 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, solver: Abs
     raise_if_not_finite((cotangent, total, per_input), vjp_arg, start, cotangents[1], plan.paired)
     step_share, shared_share = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, differentiated)
     return step_share, shared_share, cotangent, per_input
-
-
-def _dense(share: Any, plan: Plan, carry: Any) -> Any:
-    """The cotangent of the kept steps' states, of which parts may be None, with zeros there."""
-    if not plan.save:
-        return None
-    count = plan.steps - plan.recomputed
-    zero = jax.tree.map(lambda leaf: varying_like(jnp.zeros((count, *leaf.shape), leaf.dtype), leaf), value_of(carry, plan.paired))
-    if share is None:
-        return zero
-    return jax.tree.map(lambda new, old: old if new is None else new, share, zero, is_leaf=lambda leaf: leaf is None)
 
 
 def checked_unroll(unroll: int) -> int:
