@@ -22,7 +22,7 @@ SIGNATURES = {
     ),
     "sample": "(term, x_T, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
     "invert": "(term, x_0, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
-    "audit": "(loss, term, x_T, args=None, *, grid, solver=None, adjoints, wrt=('x_T', 'args'))",
+    "audit": "(loss, term, x_T, args=None, *, grid, solver=None, adjoints, wrt=('x_T', 'args'), reference='exact', key=None, noise=None)",
     "load": "(path=None, *, dtype=<class 'jax.numpy.float32'>)",
     "from_scheduler_config": "(config, *, published=True, eta=0.0, mu=None)",
     "cfg": "(network, scale, rescale=0.0, interval=None)",
@@ -125,7 +125,7 @@ def test_import_is_light():
 
 
 LAYERS = (
-    "_types", "_numerics", "_reflect", "processes", "grids", "splitting", "networks", "terms", "solvers", "schedulers", "adjoints", "sample",
+    "_types", "_numerics", "_reflect", "_work", "processes", "grids", "splitting", "networks", "terms", "solvers", "schedulers", "adjoints", "sample",
     "search", "audit",
 )  # fmt: skip
 APART = ("models", "checkpoints")

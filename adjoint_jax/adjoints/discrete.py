@@ -12,7 +12,7 @@ The kept steps are the last ones. They are transposed first, so their linearisat
 most that is alive is K of them; of any other K steps it is K + 1, and the backward pass would no longer be two loops.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -63,10 +63,10 @@ class DiscreteAdjoint(AbstractSamplerAdjoint):
 
     def __init__(
         self,
-        keep: int | Literal["all"] = 0,
+        keep: int | str = 0,
         unroll: int = 1,
-        remat: Literal["none", "block", "full"] = "none",
-        states: Literal["device", "host", "multilevel"] = "device",
+        remat: str = "none",
+        states: str = "device",
         levels: int = 2,
         clip: float | None = None,
         probe: Any = None,
