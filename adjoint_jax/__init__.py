@@ -7,6 +7,7 @@ from . import adjoints as adjoints, grids as grids, networks as networks, solver
 from .adjoints import AdjointDEIS as AdjointDEIS, DirectAdjoint as DirectAdjoint, DiscreteAdjoint as DiscreteAdjoint, PerStep as PerStep
 from .audit import audit as audit
 from .networks import cfg as cfg, equinox as equinox, linen as linen, nnx as nnx
+from .plan import plan as plan
 from .processes import (
     EDM as EDM,
     VE as VE,

@@ -113,36 +113,34 @@ def audit(
 
         print(aj.audit(loss, term, x_T, args, grid=ts, adjoints={"M = 12": aj.AdjointDEIS(steps=12)}))
     """
-    named = {"x_T": x_T, **_float_leaves(args)}
-    chosen = {name: leaf for name, leaf in named.items() if any(name == w or name.startswith(w + "[") for w in wrt)}
-    if not chosen:
-        raise ValueError(f"wrt={tuple(wrt)!r} names no float input; there are {', '.join(named)}.")
+    chosen = chosen_inputs(x_T, args, wrt)
     if reference not in ("exact", "differences"):
         raise ValueError(f'reference={reference!r} is not known: use "exact" or "differences".')
     arrays, rest = eqx.partition((term, x_T, args, key, noise), eqx.is_array)
 
     def value(chosen: Any, arrays: Any, adjoint: Any = None, after: Callable = loss) -> Any:
         term, x_T, args, key, noise = eqx.combine(arrays, rest)
-        filled = jax.tree_util.tree_map_with_path(lambda path, leaf: chosen.get(_name(path), leaf), args)
-        return after(sample(term, chosen.get("x_T", x_T), filled, grid=grid, solver=solver, adjoint=adjoint, key=key, noise=noise))
+        x_T, args = chosen.get("x_T", x_T), filled_args(chosen, args)
+        return after(sample(term, x_T, args, grid=grid, solver=solver, adjoint=adjoint, key=key, noise=noise))
 
     steps = int(np.shape(grid)[0]) - 1
     norms = None
     if reference == "exact":
-        norms = np.asarray(jax.jit(lambda *a: adjoint_norms(lambda adjoint: value(*a, adjoint), steps))(chosen, arrays), np.float64)
+        norms = np.asarray(jax.jit(lambda c, a: adjoint_norms(lambda adjoint: value(c, a, adjoint), steps))(chosen, arrays), np.float64)
         exact, project = jax.jit(jax.grad(value))(chosen, arrays), lambda _, leaf: leaf
         start = norms[-1]
     else:
         directions, exact = _differences(jax.jit(value), chosen, arrays)
         project = lambda name, leaf: np.array([np.vdot(v, np.asarray(leaf, np.float64)) for v in directions[name]])  # noqa: E731
-        start = np.linalg.norm(np.asarray(jax.grad(loss)(jax.jit(lambda *a: value(*a, None, lambda x: x))(chosen, arrays)), np.float64))
+        start = np.linalg.norm(np.asarray(jax.grad(loss)(jax.jit(lambda c, a: value(c, a, None, lambda x: x))(chosen, arrays)), np.float64))
     rows, notes = [], {}
     for name, adjoint in adjoints.items():
-        found, cost, note = _measured(jax.grad(lambda *a, adjoint=adjoint: value(*a, adjoint)), chosen, arrays)
+        found, cost, note = _measured(jax.grad(lambda c, a, adjoint=adjoint: value(c, a, adjoint)), chosen, arrays)
         notes |= {name: note} if note else {}
         for leaf in chosen:
             growth = (np.linalg.norm(np.asarray(found[leaf], np.float64)) / start) ** (1 / steps) if leaf == "x_T" else np.nan
-            rows.append(AuditRow(name, leaf, *compare(project(leaf, found[leaf]), exact[leaf]), *cost, float(growth)))
+            error, cosine, ratio = compare(project(leaf, found[leaf]), exact[leaf])
+            rows.append(AuditRow(name, leaf, error, cosine, ratio, *cost, growth=float(growth)))
     result = Audit(rows)
     result.norms, result.notes = norms, notes
     return result
@@ -157,7 +155,7 @@ def _measured(gradient: Callable, *args: Any) -> tuple[Any, tuple, str]:
     notes = dict.fromkeys(str(warning.message) for warning in caught if issubclass(warning.category, UserWarning))
     for note in notes:
         warnings.warn(note, stacklevel=3)
-    times = []
+    times, found = [], None
     for _ in range(REPEATS):
         begin = time.perf_counter()
         found = jax.block_until_ready(program(*args))
@@ -186,6 +184,20 @@ def compare(found: ArrayLike, exact: ArrayLike) -> tuple[float, float, float]:
     size, length = np.linalg.norm(e), np.linalg.norm(g)
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.linalg.norm(g - e) / size), float(g @ e / (size * length)), float(length / size)
+
+
+def chosen_inputs(x_T: State, args: Args, wrt: Sequence[str]) -> dict[str, Any]:
+    """The float inputs that `wrt` names."""
+    named = {"x_T": x_T, **_float_leaves(args)}
+    chosen = {name: leaf for name, leaf in named.items() if any(name == w or name.startswith(w + "[") for w in wrt)}
+    if not chosen:
+        raise ValueError(f"wrt={tuple(wrt)!r} names no float input; there are {', '.join(named)}.")
+    return chosen
+
+
+def filled_args(chosen: dict[str, Any], args: Args) -> Args:
+    """`args` with the chosen leaves in their places."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: chosen.get(_name(path), leaf), args)
 
 
 def _name(path: Any) -> str:

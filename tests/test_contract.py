@@ -23,6 +23,7 @@ SIGNATURES = {
     "sample": "(term, x_T, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
     "invert": "(term, x_0, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
     "audit": "(loss, term, x_T, args=None, *, grid, solver=None, adjoints, wrt=('x_T', 'args'), reference='exact', key=None, noise=None)",
+    "plan": "(term, x_T, args=None, *, grid, solver=None, budget_bytes, wrt=('x_T', 'args'), key=None, noise=None)",
     "load": "(path=None, *, dtype=<class 'jax.numpy.float32'>)",
     "from_scheduler_config": "(config, *, published=True, eta=0.0, mu=None)",
     "cfg": "(network, scale, rescale=0.0, interval=None)",
@@ -67,7 +68,7 @@ NETWORKS = {
     "rounded_times": "(network, rule='nearest', unit=1.0)",
     "edm_precondition": "(network, sigma_data=0.5)",
 }
-LATER = {"ReversibleAdjoint", "AdjointDPM", "LastK", "plan"}
+LATER = {"ReversibleAdjoint", "AdjointDPM", "LastK"}
 
 
 def bare(signature):
@@ -126,7 +127,7 @@ def test_import_is_light():
 
 LAYERS = (
     "_types", "_numerics", "_reflect", "_work", "processes", "grids", "splitting", "networks", "terms", "solvers", "schedulers", "adjoints", "sample",
-    "search", "audit",
+    "search", "audit", "plan",
 )  # fmt: skip
 APART = ("models", "checkpoints")
 

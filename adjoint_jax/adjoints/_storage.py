@@ -30,6 +30,21 @@ def joined(before: Any, after: Any) -> Any:
     return jax.tree.map(lambda one, other: jnp.concatenate([one, other]), before, after)
 
 
+def _segments(steps: int, levels: int) -> tuple[int, int]:
+    size = max(ceil(steps ** ((levels - 1) / levels) - 1e-9), 1)
+    return steps // size, size
+
+
+def stored_bytes(steps: int, levels: int, carry: int, memory: int) -> int:
+    """The most that is stored at once, equation (1), for the bytes of a carry and of a step's memory. The rest goes before the whole segments."""
+    if levels == 1:
+        return steps * memory
+    count, size = _segments(steps, levels)
+    rest = steps - count * size
+    last = carry + stored_bytes(rest, levels - 1, carry, memory) if rest else 0
+    return count * carry + max(stored_bytes(size, levels - 1, carry, memory), last)
+
+
 class Storage(NamedTuple):
     """`step(carry, inputs_i)`; what of a carry a step's transpose needs, `remember` and `recall`; what of it is returned, `saved`."""
 
@@ -43,9 +58,7 @@ class Storage(NamedTuple):
 
     def segments(self, inputs: Any) -> tuple[int, int]:
         """(number of whole segments, steps in each)."""
-        steps = _length(inputs)
-        size = max(ceil(steps ** ((self.levels - 1) / self.levels) - 1e-9), 1)
-        return steps // size, size
+        return _segments(_length(inputs), self.levels)
 
     def store(self, carry: Any, inputs: Any) -> tuple[Any, Any, Any]:
         """Runs the steps: the last carry, what is stored, what is returned; None for the latter two where there are no steps."""
