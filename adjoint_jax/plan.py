@@ -71,8 +71,9 @@ def plan(
 ) -> Plan:
     """Predicts memory and cost of the adjoints for this network and grid, and names the fastest exact one that fits into `budget_bytes`.
 
-    The bytes are the temporaries of the compiled gradient on the default device, without its arguments, its answers and the loss. Where
-    no exact adjoint fits, the best is the `AdjointDEIS` of most steps that does. Nothing is run.
+    The bytes are the temporaries of the compiled gradient on the default device, without its arguments (term, x_T and args; weights that are
+    constants of the program instead are laid out otherwise), its answers and the loss. Where no exact adjoint fits, the best is the
+    `AdjointDEIS` of most steps that does. Nothing is run.
 
     Args:
         term, x_T, args, grid, solver, key, noise: as in `sample`.
