@@ -15,6 +15,7 @@ from .adjoints import (
 )
 from .audit import audit as audit
 from .networks import cfg as cfg, equinox as equinox, linen as linen, nnx as nnx
+from .plan import plan as plan
 from .processes import (
     EDM as EDM,
     VE as VE,

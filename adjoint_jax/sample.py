@@ -103,7 +103,15 @@ def _solve(computation: Computation, adjoint: Any) -> Any:
 
 def _run(computation: Computation, adjoint: Any) -> tuple[Any, Any]:
     if isinstance(adjoint, AbstractSamplerAdjoint):
-        return adjoint.run(computation)
+        try:
+            return adjoint.run(computation)
+        except TypeError as error:
+            if "forward-mode" not in str(error):
+                raise
+            raise TypeError(
+                f"{type(adjoint).__name__} has no forward mode (jvp, jacfwd, linearize): use adjoint=aj.DirectAdjoint(). "
+                "Under jit JAX raises its own error instead. Derivatives of jax.grad, jvp(grad) and grad(grad), need no other adjoint."
+            ) from error
     if type(adjoint) is diffrax.DirectAdjoint:
         return run_direct(computation)
     raise TypeError(

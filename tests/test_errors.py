@@ -263,7 +263,12 @@ CASES = {  # what is done, the error, what its sentence holds
         r"got RecursiveCheckpointAdjoint: use it in diffrax",
     ),
     "no adjoint": (lambda: sample(adjoint="exact"), TypeError, r"takes the adjoints of aj.adjoints; got str"),
-    "keep": (lambda: aj.DiscreteAdjoint(keep=2), ValueError, r"keep=2\): this version recomputes.*use keep=0, or DirectAdjoint"),
+    "keep": (lambda: aj.DiscreteAdjoint(keep=-1), ValueError, r'keep=-1\): keep is a number of steps, at least 0, or "all"'),
+    "remat": (lambda: aj.DiscreteAdjoint(remat="some"), ValueError, 'remat is "none", "block", or "full"'),
+    "remat_full": (lambda: aj.DiscreteAdjoint(2, remat="full"), ValueError, "needs keep=0"),
+    "states": (lambda: aj.DiscreteAdjoint(states="disk"), ValueError, 'states is "device", "host" or "multilevel"'),
+    "levels": (lambda: aj.DiscreteAdjoint(states="multilevel", levels=1), ValueError, "levels is at least 2"),
+    "clip": (lambda: aj.DiscreteAdjoint(clip=0.0), ValueError, "a positive norm, or None"),
     "unroll": (lambda: aj.DiscreteAdjoint(unroll=0), ValueError, r"unroll is a number of steps, at least 1; got 0"),
     "adjoint order": (lambda: aj.AdjointDEIS(order=5), ValueError, r"orders 1 to 4, and 1 or 2 where published=True; got order=5"),
     "published order": (lambda: aj.AdjointDEIS(order=3, sigma_data=np.inf, published=True), ValueError, r"1 or 2 where published=True; got order=3"),
@@ -337,7 +342,7 @@ CASES = {  # what is done, the error, what its sentence holds
         ValueError,
         r"nodes=\"lam\"\) measures the grid.*traced here.*use nodes=\"index\"",
     ),
-    "forward mode of an adjoint": (lambda: jax.jvp(sample, (X,), (X,)), TypeError, r"forward-mode"),
+    "forward mode of an adjoint": (lambda: jax.jvp(sample, (X,), (X,)), TypeError, r"has no forward mode.*use adjoint=aj.DirectAdjoint\(\)"),
 }
 
 

@@ -9,6 +9,7 @@ from .discrete import DiscreteAdjoint as DiscreteAdjoint
 from .dpm import AdjointDPM as AdjointDPM
 from .drift import drift as drift, segments_needed as segments_needed
 from .greedy import look_ahead as look_ahead, posterior_gradient as posterior_gradient
+from .health import adjoint_norms as adjoint_norms, find_nonfinite as find_nonfinite
 from .interpolated import InterpolatedAdjoint as InterpolatedAdjoint
 from .reversible import ReversibleAdjoint as ReversibleAdjoint
 from .truncated import LastK as LastK, LowVariance as LowVariance, RandomK as RandomK

@@ -146,7 +146,7 @@ def noise_of(inputs: Inputs, draws: int, x: State) -> Any:
     return draw(noise, draws, x) if noise is not None and jnp.issubdtype(noise.dtype, jax.dtypes.prng_key) else noise
 
 
-class _Closed(eqx.Module):
+class Closed(eqx.Module):
     """A traced function and the arrays that it closed over. Unlike Equinox's it does not compare shardings, which pmap changes inside a scan."""
 
     jaxpr: Any = eqx.field(static=True)
@@ -160,7 +160,7 @@ class _Closed(eqx.Module):
 def closed(function: Callable, *args: Any) -> Any:
     """`function` traced once at `args`, every array that it closes over turned into a leaf of the result, so that nothing escapes a custom_vjp."""
     traced, answer = jax.make_jaxpr(function, return_shape=True)(*args)
-    return _Closed(traced.jaxpr, traced.consts, jax.tree.structure(answer))
+    return Closed(traced.jaxpr, traced.consts, jax.tree.structure(answer))
 
 
 def first(inputs: Any, i: Any = 0) -> Any:
@@ -168,10 +168,10 @@ def first(inputs: Any, i: Any = 0) -> Any:
     return jax.tree.map(lambda leaf: leaf[i], inputs)
 
 
-def run_forward(step: Callable, shared: Any, carry: Any, inputs: Inputs, record: Callable) -> tuple[Any, Any]:
+def run_forward(step: Callable, shared: Any, carry: Any, inputs: Any, record: Callable) -> tuple[Any, Any]:
     """`lax.scan` of (1); record(carry_i, carry_{i+1}) is stacked."""
 
-    def body(carry: Any, inputs: Inputs) -> tuple[Any, Any]:
+    def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
         following = step(shared, carry, inputs)
         return following, record(carry, following)
 

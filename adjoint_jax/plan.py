@@ -1,0 +1,206 @@
+"""Which adjoint a memory budget allows: bytes and cost of each, predicted from a compiled sampler of three steps.
+
+For a program of n steps, temp(n) bytes of temporaries when compiled and resid(n) bytes of residuals when traced,
+
+    S = resid_0(3) - resid_0(2),  R = resid_all(3) - resid_all(2)          a stored state, a kept linearisation, a step
+    base = temp(3) - 3 S (or R)                                            one linearisation and its cotangents     (1)
+    bytes(keep=K) = (N - K) S + max(K R + base_all, base_0)                                                         (2)
+    bytes(levels) = base_0 + the carries and states of `_storage` (1)                                              (3)
+
+and the same flops a step for every N. The loops are compiled once whatever their length, so the prediction costs three compilations of a step.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ._types import Args, ArrayLike, State
+from ._work import flops
+from .adjoints import AdjointDEIS, DiscreteAdjoint, PerStep
+from .adjoints._storage import HOST, stored_bytes
+from .audit import chosen_inputs, filled_args
+from .sample import prepare
+from .terms import DiffusionTerm
+
+SHORT = 3
+"""Steps of the programs that are compiled: XLA writes shorter loops out."""
+
+
+class PlanRow(NamedTuple):
+    """An adjoint, whether it is exact, its predicted bytes, its cost in units of the recomputing exact gradient's 2N F + N B, whether it fits."""
+
+    name: str
+    adjoint: Any
+    exact: bool
+    bytes: int
+    cost: float
+    fits: bool
+
+
+class Plan(tuple[PlanRow, ...]):
+    """Rows of a plan; prints as a Markdown table. `best` is the chosen adjoint, or None where nothing fits into `budget_bytes`."""
+
+    best: Any = None
+    budget_bytes: int = 0
+
+    def __str__(self) -> str:
+        lines = ["| adjoint | gradient | MiB | cost | fits |", "|---|---|---|---|---|"]
+        for r in self:
+            kind, mark = "exact" if r.exact else "approximate", "chosen" if r.adjoint is self.best else "yes" if r.fits else "no"
+            lines.append(f"| {r.name} | {kind} | {r.bytes / 2**20:.3g} | {r.cost:.2f} C | {mark} |")
+        return "\n".join(lines) + f"\n\nBudget: {self.budget_bytes / 2**20:.3g} MiB of temporaries; C = 2N forward + N backward."
+
+
+def plan(
+    term: DiffusionTerm,
+    x_T: State,
+    args: Args = None,
+    *,
+    grid: ArrayLike,
+    solver: diffrax.AbstractSolver | None = None,
+    budget_bytes: int,
+    wrt: Sequence[str] = ("x_T", "args"),
+    key: Any = None,
+    noise: Any = None,
+) -> Plan:
+    """Predicts memory and cost of the adjoints for this network and grid, and names the fastest exact one that fits into `budget_bytes`.
+
+    The bytes are the temporaries of the compiled gradient on the default device, without its arguments (term, x_T and args; weights that are
+    constants of the program instead are laid out otherwise), its answers and the loss. Where no exact adjoint fits, the best is the
+    `AdjointDEIS` of most steps that does. Nothing is run.
+
+    Args:
+        term, x_T, args, grid, solver, key, noise: as in `sample`.
+        budget_bytes: what the temporaries may take.
+        wrt: the inputs that are differentiated, as in `audit`.
+
+    Returns:
+        One row for each adjoint, and `best`.
+
+    Raises:
+        ValueError: as `sample`, for a budget that is not positive, and where `wrt` names no float input.
+        NotImplementedError: on a backend that does not tell the memory of its programs.
+
+        adjoint = aj.plan(term, x_T, args, grid=ts, budget_bytes=8 * 2**30).best
+    """
+    if not budget_bytes > 0:
+        raise ValueError(f"budget_bytes={budget_bytes!r}: a positive number of bytes.")
+    chosen = chosen_inputs(x_T, args, wrt)
+    arrays, rest = eqx.partition((term, x_T, args, key, noise), eqx.is_array)
+
+    def computation(chosen: Any, arrays: Any) -> Any:
+        term, x_T, args, key, noise = eqx.combine(arrays, rest)
+        return prepare(term, chosen.get("x_T", x_T), filled_args(chosen, args), grid, solver, key, noise, False)
+
+    def objective(adjoint: Any, steps: int) -> Callable:
+        def value(chosen: Any, arrays: Any) -> Any:
+            out, _ = adjoint.run(_shortened(computation(chosen, arrays), steps))
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out))
+
+        return value
+
+    whole = eqx.filter_eval_shape(computation, chosen, arrays)
+    carry = eqx.filter_eval_shape(lambda *a: computation(*a).carry(), chosen, arrays)
+    measure = _Measure(objective, (chosen, arrays), whole.steps, 0 if noise is None else _bytes(whole.noise) // whole.steps)
+    rows = _exact(measure, _bytes(carry), budget_bytes)
+    if whole.noise is None and whole.solver.follows_ode:
+        rows += _approximate(measure, _bytes(carry[0]), budget_bytes)
+    result = Plan(rows)
+    result.budget_bytes = int(budget_bytes)
+    fitting = [row for row in rows if row.fits]
+    exact = sorted((row for row in fitting if row.exact), key=lambda row: row.cost)
+    if fitting:
+        result.best = (exact[0] if exact else max(fitting, key=lambda row: row.cost)).adjoint
+    return result
+
+
+class _Measure:
+    """What is read from the short programs."""
+
+    def __init__(self, objective: Callable, given: tuple, steps: int, noise: int):
+        self.objective, self.given, self.steps, self.noise, self.short = objective, given, steps, noise, min(SHORT, steps)
+
+    def slope(self, adjoint: Any) -> int:
+        """Bytes of residuals a step."""
+
+        def residuals(steps: int) -> int:
+            value = self.objective(adjoint, steps)
+            return _bytes(jax.eval_shape(lambda chosen, arrays: jax.vjp(lambda chosen: value(chosen, arrays), chosen)[1], *self.given))
+
+        return residuals(self.short) - residuals(self.short - 1) - self.noise if self.short > 1 else residuals(1)
+
+    def base(self, adjoint: Any, stored: int) -> int:
+        """Bytes of temporaries beside what is stored."""
+        analysis = jax.jit(jax.grad(self.objective(adjoint, self.short))).lower(*self.given).compile().memory_analysis()
+        if analysis is None:
+            raise NotImplementedError(f"aj.plan reads the memory of compiled programs, which the {jax.default_backend()} backend does not tell.")
+        return max(analysis.temp_size_in_bytes - stored, 0)
+
+    def work(self, adjoint: Any) -> float:
+        """Flops a step of the gradient, or of the values alone where there is no adjoint."""
+        value = self.objective(adjoint or DiscreteAdjoint(), self.short)
+        return flops(jax.grad(value) if adjoint else value, *self.given) / self.short
+
+
+def _exact(measure: _Measure, carry: int, budget: int) -> list[PlanRow]:
+    """Keeping all, as many as fit, or none; states on the host; checkpoints of several levels."""
+    n, recompute, keep = measure.steps, DiscreteAdjoint(), DiscreteAdjoint(keep="all")
+    state, linearisation = measure.slope(recompute), measure.slope(keep)
+    base_0, base_all = (measure.base(a, measure.short * slope) for a, slope in ((recompute, state), (keep, linearisation)))
+    forward, work_0, work_all = (measure.work(adjoint) or default for adjoint, default in ((None, 1), (recompute, 3), (keep, 2)))
+    rows = []
+
+    def row(name: str, adjoint: Any, needed: int, work: float) -> None:
+        rows.append(PlanRow(name, adjoint, True, int(needed), work / work_0, needed <= budget))
+
+    def kept(k: int) -> int:
+        return (n - k) * state + max(k * linearisation + base_all, base_0 if k < n else 0)
+
+    row('keep="all"', keep, kept(n), work_all)
+    if fitting := [k for k in range(1, n) if kept(k) <= budget]:
+        k = fitting[-1]
+        row(f"keep={k}", DiscreteAdjoint(keep=k), kept(k), work_0 - k / n * (work_0 - work_all))
+    row("keep=0", recompute, kept(0), work_0)
+    if HOST is not None and jax.default_backend() != "cpu":
+        row('states="host"', DiscreteAdjoint(states="host"), base_0, work_0 * (1 + 1e-6))  # transfers, so never before keep=0
+    for levels in (2, 3, 4):
+        adjoint = DiscreteAdjoint(states="multilevel", levels=levels)
+        row(f'states="multilevel", levels={levels}', adjoint, base_0 + stored_bytes(n, levels, carry, state), work_0 + (levels - 1) * forward)
+    if not any(found.fits for found in rows):
+        adjoint = DiscreteAdjoint(remat="block", states="multilevel", levels=3)
+        needed = measure.base(DiscreteAdjoint(remat="block"), measure.short * state) + stored_bytes(n, 3, carry, state)
+        row('remat="block", states="multilevel", levels=3', adjoint, needed, work_0 + 3 * forward)
+    return rows
+
+
+def _approximate(measure: _Measure, x: int, budget: int) -> list[PlanRow]:
+    """The continuous adjoint at a quarter of the nodes, at half of them, and at as many as fit."""
+    n, every = measure.steps, AdjointDEIS(nodes="index")
+    base = measure.base(every, (measure.short + 1) * x)
+    forward, work_0 = measure.work(None), measure.work(DiscreteAdjoint())
+    node = (measure.work(every) - forward) * measure.short / (measure.short + 1)
+    rows = []
+    most = min(max(int((budget - base) // x) - 1, 1), n)
+    for steps in sorted({max(n // 4, 1), max(n // 2, 1), most}):
+        needed, cost = base + (steps + 1) * x, (n * forward + (steps + 1) * node) / (n * work_0) if work_0 else (n + 3 * (steps + 1)) / (3 * n)
+        rows.append(PlanRow(f"AdjointDEIS(steps={steps})", AdjointDEIS(steps=steps), False, int(needed), cost, needed <= budget))
+    return rows
+
+
+def _shortened(computation: Any, steps: int) -> Any:
+    """The first steps of a computation."""
+    per_step = lambda leaf: isinstance(leaf, PerStep)  # noqa: E731
+    args = jax.tree.map(lambda leaf: PerStep(leaf.value[:steps]) if per_step(leaf) else leaf, computation.args, is_leaf=per_step)
+    rows, noise = jax.tree.map(lambda leaf: leaf[:steps], (computation.rows, computation.noise))
+    return replace(computation, ts=computation.ts[: steps + 1], rows=rows, noise=noise, args=args)
+
+
+def _bytes(tree: Any) -> int:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    return sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
