@@ -111,16 +111,17 @@ def rows(splitting: Splitting, tableau: Tableau, process: AbstractProcess, predi
         row = [xp.where(wide, 0 if j else instead, float(a) * m * length * speeds[j]) for j, a in enumerate(coefficients)]
         return xp.stack([ratio, *row], axis=tail)
 
-    return Row(
-        times=xp.stack(times, axis=-1),
-        of_x=xp.stack([of_x for of_x, _ in outputs], axis=tail),
-        of_p=xp.stack([of_p for _, of_p in outputs], axis=tail),
-        reads=(None, *(weigh(scales[i] / first, tableau.a[i, :i], scales[i], 0) for i in range(1, s))),
-        x=weigh(last / first, tableau.b, last, euler_step),
-        registers={},
-        error=weigh(xp.zeros_like(last), tableau.b_error, last, 0) if tableau.b_error.any() else None,
-        active=xp.stack([xp.ones_like(euler), *[~euler] * (s - 1)], axis=-1),
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Row(
+            times=xp.stack(times, axis=-1),
+            of_x=xp.stack([of_x for of_x, _ in outputs], axis=tail),
+            of_p=xp.stack([of_p for _, of_p in outputs], axis=tail),
+            reads=(None, *(weigh(scales[i] / first, tableau.a[i, :i], scales[i], 0) for i in range(1, s))),
+            x=weigh(last / first, tableau.b, last, euler_step),
+            registers={},
+            error=weigh(xp.zeros_like(last), tableau.b_error, last, 0) if tableau.b_error.any() else None,
+            active=xp.stack([xp.ones_like(euler), *[~euler] * (s - 1)], axis=-1),
+        )
 
 
 class ExponentialRK(AbstractLinear):
