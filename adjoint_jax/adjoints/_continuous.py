@@ -56,10 +56,20 @@ def _forward(perturbed: Any, vjp_arg: Any, nodes: Any, plan: Plan) -> tuple[Any,
 
 
 def _forward_pass(vjp_arg: Any, plan: Plan) -> tuple[Any, Any]:
-    """The sampler, with the states at the nodes written into a buffer; the others go where the next node will overwrite them."""
     step, _, shared, carry, inputs = vjp_arg
-    buffer = jnp.broadcast_to(zeros_like(carry[0]), (len(plan.stored), *carry[0].shape))
-    slots = np.searchsorted(-plan.stored, -np.arange(plan.n + 1), side="right") - 1
+    record = lambda following: following[0] if plan.save else None  # noqa: E731
+    carry, kept, states = run_keeping(step, shared, carry, inputs, plan.stored, record)
+    return (carry[0], states), kept
+
+
+def run_keeping(step: Callable, shared: Any, carry: Any, inputs: Any, nodes: np.ndarray, record: Callable) -> tuple[Any, Any, Any]:
+    """The sampler: its last carry, the states at `nodes` (last first), and what `record` takes of the carry after each step.
+
+    States are written into a buffer, those at no node where the next node will overwrite them.
+    """
+    steps = len(jax.tree.leaves(inputs)[0])
+    buffer = jnp.broadcast_to(zeros_like(carry[0]), (len(nodes), *carry[0].shape))
+    slots = np.searchsorted(-nodes, -np.arange(steps + 1), side="right") - 1
 
     def write(buffer: Any, x: State, slot: Any) -> Any:
         return jax.lax.dynamic_update_index_in_dim(buffer, x, slot, 0) if len(buffer) else buffer
@@ -68,10 +78,10 @@ def _forward_pass(vjp_arg: Any, plan: Plan) -> tuple[Any, Any]:
         carry, buffer = acc
         inputs_i, slot = slices
         following = step(shared, carry, inputs_i)
-        return (following, write(buffer, carry[0], slot)), following[0] if plan.save else None
+        return (following, write(buffer, carry[0], slot)), record(following)
 
     (carry, buffer), states = jax.lax.scan(body, (carry, buffer), (inputs, jnp.asarray(slots[:-1])))
-    return (carry[0], states), write(buffer, carry[0], slots[-1]) if slots[-1] >= 0 else buffer
+    return carry, write(buffer, carry[0], slots[-1]) if slots[-1] >= 0 else buffer, states
 
 
 @_run.def_bwd

@@ -33,6 +33,7 @@ from ..solvers.linear import AbstractLinear
 from ..terms import DiffusionTerm
 from ._base import AbstractSamplerAdjoint
 from ._computation import Computation, Inputs, add_to_value, closed, first, run_forward, value_of
+from ._continuous import run_keeping
 from ._interpolation import Plan, Table, Way
 from .discrete import accumulator, add, constant
 
@@ -143,17 +144,8 @@ def _forward(perturbed: Any, vjp_arg: Any, scales: _Scales, plan: Plan) -> tuple
     if any(jax.tree.leaves((perturbed[5].row, perturbed[5].t0, perturbed[5].t1))):
         raise ValueError("InterpolatedAdjoint gives no gradient in the grid or the process: use DiscreteAdjoint, or jax.lax.stop_gradient on them.")
     step, _, _, shared, carry, inputs = vjp_arg
-    kept = jnp.broadcast_to(zeros_like(carry[0]), (len(plan.index), *carry[0].shape))
-    slots = np.searchsorted(-plan.index, -np.arange(plan.n), side="right") - 1  # a state that is no node goes where the next node will overwrite it
-
-    def body(acc: Any, slices: Any) -> tuple[Any, Any]:
-        carry, kept = acc
-        inputs_i, slot = slices
-        kept = jax.lax.dynamic_update_index_in_dim(kept, carry[0], slot, 0)
-        following = step(shared, carry, inputs_i)
-        return (following, kept), value_of(following, plan.paired) if plan.save else None
-
-    (carry, kept), states = jax.lax.scan(body, (carry, kept), (inputs, jnp.asarray(slots)))
+    record = lambda following: value_of(following, plan.paired) if plan.save else None  # noqa: E731
+    carry, kept, states = run_keeping(step, shared, carry, inputs, plan.index, record)
     return (value_of(carry, plan.paired), states), (kept, perturbed)
 
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import grids
+from .._numerics import namespace
 from ..processes import AbstractProcess
 from ..solvers import Schedule
 
@@ -33,10 +35,11 @@ class Candidate(NamedTuple):
         return tuple(np.round(self.places, 6)), self.choices
 
 
-def times(fine: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The grid whose inner nodes lie at `places`."""
-    inner = np.interp(places * (len(fine) - 1), np.arange(len(fine)), fine)
-    return np.concatenate([fine[:1], inner, fine[-1:]])
+def times(fine: Any, places: Any) -> Any:
+    """The grid whose inner nodes lie at `places`, in numpy or in the graph."""
+    xp = namespace(fine, places)
+    inner = xp.interp(places * (len(fine) - 1), xp.arange(len(fine), dtype=fine.dtype), fine)
+    return xp.concatenate([fine[:1], inner, fine[-1:]])
 
 
 def places(fine: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -102,8 +105,6 @@ def cross(rng: np.random.Generator, one: Candidate, other: Candidate) -> Candida
 
 def fixed_grids(process: AbstractProcess, fine: np.ndarray, steps: int) -> list[np.ndarray]:
     """Places of the usual grids between the fine grid's ends: even in its index, in t, in log(alpha/sigma), and as Karras et al. have them."""
-    from .. import grids
-
     rules = [grids.uniform]
     if np.isfinite(process.lam(fine[[0, -1]])).all():
         rules += [grids.log_snr, grids.karras]

@@ -21,11 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import softmax
 
 from ..adjoints._computation import Computation, run_direct
 from ..sample import prepare, sample
 from ..solvers import ExponentialRK, Schedule, Scheduled
 from ..solvers._base import as_dtype
+from ..solvers.step import output
 from ..splitting import Splitting, level
 from ..terms import DiffusionTerm
 from ._candidates import Candidate, cross, fixed_grids, mutate, starters, times as times_of
@@ -79,7 +81,8 @@ def search_schedule(
     teacher = sample(term, x_T, args, grid=fine, solver=ExponentialRK(diffrax.Tsit5(), 1.0), save=True)
     contest = _Contest(term, x_T, args, fine, teacher.xs[-1] if reference is None else jnp.asarray(reference), steps, callback)
     rng = np.random.default_rng(seed)
-    nodes = [_gits_places(term, args, fine, teacher.xs, steps, coefficient) for coefficient in COEFFICIENTS]
+    cost = _cost(term, args, fine, teacher.xs)
+    nodes = [cheapest_nodes(cost, steps, coefficient=coefficient)[1:-1] / (len(fine) - 1) for coefficient in COEFFICIENTS]
     for candidate in starters([*nodes, *fixed_grids(term.process, fine, steps)], splittings):
         contest.enter(candidate)
     contest.evolve(rng, evaluations * 2 // 3, splittings)
@@ -136,17 +139,15 @@ class _Contest:
 
     def descend(self, descents: int) -> None:
         """Quasi-Newton steps on the nodes of the best candidates with distinct choices."""
-        chosen = {candidate.choices: candidate for _, candidate in reversed(self.ranked)}  # the best of each
-        order = [candidate for _, candidate in self.ranked if chosen.get(candidate.choices) is candidate]
-        for candidate in order[:descents] if self.steps > 1 else []:
+        distinct: dict[Any, Candidate] = {}
+        for _, candidate in self.ranked:
+            distinct.setdefault(candidate.choices, candidate)
+        for candidate in list(distinct.values())[:descents] if self.steps > 1 else []:
             self.enter(self._improved(candidate))
 
     def _improved(self, candidate: Candidate) -> Candidate:
         schedule, dtype = candidate.schedule(self.fine), self.laid_out.x.dtype
         gaps = np.diff([0.0, *candidate.places, 1.0])
-
-        def along(logits: np.ndarray) -> np.ndarray:
-            return np.cumsum(np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum())[:-1]
 
         def objective(logits: np.ndarray) -> tuple[float, np.ndarray]:
             value, slope = _slope(jnp.asarray(logits, dtype), self.laid_out, jnp.asarray(self.fine, dtype), schedule, self.reference)
@@ -154,7 +155,7 @@ class _Contest:
             return found if np.isfinite(found[0]) and np.isfinite(found[1]).all() else (1e3, np.zeros(len(logits)))
 
         answer = minimize(objective, np.log(gaps), jac=True, method="L-BFGS-B", options={"maxiter": 30, "maxfun": 40})
-        return Candidate(tuple(float(p) for p in along(answer.x)), candidate.choices)
+        return Candidate(tuple(float(p) for p in np.cumsum(softmax(answer.x))[:-1]), candidate.choices)
 
 
 def _distance(x: Any, reference: Any) -> Any:
@@ -174,26 +175,21 @@ def _slope(logits: Any, laid_out: Computation, fine: Any, schedule: Schedule, re
     """(1) and its gradient in the logarithms of the steps' lengths on the fine grid."""
 
     def error(logits: Any) -> Any:
-        along = jnp.cumsum(jax.nn.softmax(logits))[:-1] * (len(fine) - 1)
-        inner = jnp.interp(along, jnp.arange(len(fine), dtype=fine.dtype), fine)
-        ts = jnp.concatenate([fine[:1], inner, fine[-1:]])
+        ts = times_of(fine, jnp.cumsum(jax.nn.softmax(logits))[:-1])
         return _distance(sample(laid_out.term, laid_out.x, laid_out.args, grid=ts, solver=schedule), reference)
 
     return jax.value_and_grad(error)(logits)
 
 
-def _gits_places(term: DiffusionTerm, args: Any, fine: np.ndarray, states: Any, steps: int, coefficient: float) -> np.ndarray:
-    """The inner nodes, as fractions of the fine grid, that dynamic programming on (2) finds."""
-    from ..solvers.step import output
-
+def _cost(term: DiffusionTerm, args: Any, fine: np.ndarray, states: Any) -> np.ndarray:
+    """C of (2)."""
     splitting, at = Splitting(1.0), level(term.process, fine)
     of_x, of_p = output(splitting, term.prediction, at)
     predictions = _predictions(term, jnp.asarray(fine, states.dtype), states, args)
     x, p = (np.asarray(part, np.float64).reshape(len(fine), -1) for part in (states, predictions))
     z, outputs = x / splitting.scale(at)[:, None], of_x[:, None] * x + of_p[:, None] * p
     angle = np.arctan2(at.sigma, at.alpha)
-    cost = np.array([np.linalg.norm(z[i] + (angle - angle[i])[:, None] * outputs[i] - z, axis=1) for i in range(len(fine))])
-    return cheapest_nodes(cost, steps, coefficient=coefficient)[1:-1] / (len(fine) - 1)
+    return np.array([np.linalg.norm(z[i] + (angle - angle[i])[:, None] * outputs[i] - z, axis=1) for i in range(len(fine))])
 
 
 @eqx.filter_jit
