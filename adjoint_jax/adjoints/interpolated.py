@@ -6,7 +6,7 @@ A step of the solvers here is linear in the state, the registers and the network
 
 needs the network for J_i^T q_i alone, and kappa is known on all N steps as soon as that is. With S_i the same q_i for a state of one number, whose
 J is that of data N(0, c^2) and whose cotangent is 1/m_i at every step (m of `adjoint_jax.splitting`), u_i = q_i / S_i is about m dL/dx and
-changes little from step to step, as does what is left of the network where (4) of `math`'s frame takes its mean part out:
+changes little from step to step, as does what is left of the network's share without that of such data:
 
     r_i = sigma_i J_eps,i^T u_i - f_i u_i,     f = rho^2 / (c^2 + rho^2).                                              (2)
 
@@ -44,7 +44,7 @@ class InterpolatedAdjoint(AbstractSamplerAdjoint):
     Cost: the sampler, then a forward and two backward evaluations a node (one where the next node is the next step). Memory: the states at
     the nodes. Differentiable: x_T, all states of a saved trajectory, args, the network, per-step leaves, injected noise. Not the grid.
 
-    On the flow ViT (48 steps of DPM-Solver++(2M), 8 images) order 3 errs by 3e-2, 1e-2 and 4e-3 in the median at 12, 16 and 24 nodes, on
+    On the flow ViT (48 steps of DPM-Solver++(2M), 8 images) order 3 errs by 3.5e-2, 1.1e-2 and 4.4e-3 in the median at 12, 16 and 24 nodes, on
     a mixture of Gaussians by 1e-2 at 12, where `AdjointDEIS` has 2e-3: what it gains is the floor that the latter has, not accuracy at few nodes.
 
     Args:
