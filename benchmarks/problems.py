@@ -8,6 +8,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ class Problem:
             print(f"{self.name}: the reference and one of lower order differ by {float(file['error']):.1e}", flush=True)
             return file["x_0"]
 
+    @cached_property
     def target(self) -> np.ndarray:
         """x_0 in float32 by Heun's method on the same grid: what schedules are searched for."""
         return self._solve(diffrax.Heun(), np.float32)

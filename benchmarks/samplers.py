@@ -41,13 +41,13 @@ class Config:
     """For the 64x64 UNet."""
     trained: int = 64
     """Images that schedules are searched on, from another seed."""
-    large_trained: int = 4
+    large_trained: int = 2
     tries: int = 600
     large_tries: int = 60
 
 
 def solvers(problem: Problem) -> Iterator[tuple[str, str, AbstractSampler]]:
-    """(sampler, splitting, solver); for the large network three splittings, and polynomials in lam alone."""
+    """(sampler, splitting, solver); for the large network three splittings, polynomials in lam alone, and grids t, q and l."""
     inf = float("inf")
     for c in (0.0, 0.5, inf) if problem.large else (0.0, 0.25, 0.5, 1.0, inf):
         for variable in ("lam",) if problem.large else ("lam", "t", "rho", "theta") if 0 < c < inf else ("lam", "t", "rho"):
@@ -81,7 +81,7 @@ def grids(problem: Problem, steps: int) -> Iterator[tuple[str, np.ndarray]]:
     if not problem.large:
         yield "a", aj.grids.angle(process, steps, **ends)
     finite = np.isfinite(process.lam(problem.start))
-    for letter, rule in (("l", aj.grids.log_snr), ("k", aj.grids.karras)):
+    for letter, rule in (("l", aj.grids.log_snr), ("k", aj.grids.karras))[: 1 if problem.large else 2]:
         if finite:
             yield letter, rule(process, steps, **ends)
         elif steps > 1:
@@ -182,7 +182,7 @@ def search(config: Config, trained: Problem, problem: Problem, reference: np.nda
     if problem.large:
         search_options = {"evaluations": config.large_tries, "descents": 1, "splittings": ("data", "noise", 0.5)}
     schedule = aj.search_schedule(
-        trained.term, trained.x_T, trained.args, steps=evaluations, grid=trained.fine(60), reference=trained.target(), **search_options
+        trained.term, trained.x_T, trained.args, steps=evaluations, grid=trained.fine(60), reference=trained.target, **search_options
     )
     times = np.array(schedule.times)
     schedule.save(config.out / f"schedule_{problem.name}_{evaluations}.json")
