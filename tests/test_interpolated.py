@@ -45,9 +45,19 @@ WHERE = ("vp_linear", "edm", "flow", "ve", "vp_discrete", "vp_linear", "vp_cosin
 def test_all_nodes_are_exact(name, process):
     """In x_T, arguments, each step's own and the noise, for a loss on the whole trajectory."""
     grid = np.linspace(*span(process), N + 1)
-    exact, found = gradients(SOLVERS[name], process, grid, aj.DiscreteAdjoint(), InterpolatedAdjoint(), save=True)
-    for one, two in zip(found, exact, strict=True):
-        assert relative(one, two) < 1e-12
+    exact, *found = gradients(SOLVERS[name], process, grid, aj.DiscreteAdjoint(), InterpolatedAdjoint(), InterpolatedAdjoint(keep=True), save=True)
+    for each in found:
+        for one, two in zip(each, exact, strict=True):
+            assert relative(one, two) < 1e-12
+
+
+@pytest.mark.parametrize("mode", ["PEC", "PECE"])
+def test_kept_linearisations_change_nothing(mode):
+    grid = np.linspace(*span("edm"), N + 1)
+    options = {"steps": 5, "mode": mode, "nodes": "index"}
+    one, two = gradients(SOLVERS["UniPC"], "edm", grid, InterpolatedAdjoint(**options), InterpolatedAdjoint(keep=True, **options))
+    for left, right in zip(one, two, strict=True):
+        assert relative(left, right) < 1e-13
 
 
 def test_gaussians_need_two_nodes():

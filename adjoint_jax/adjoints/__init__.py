@@ -8,6 +8,7 @@ from .deis import AdjointDEIS as AdjointDEIS
 from .discrete import DiscreteAdjoint as DiscreteAdjoint
 from .dpm import AdjointDPM as AdjointDPM
 from .drift import drift as drift, segments_needed as segments_needed
+from .fitted import fit_interpolation as fit_interpolation
 from .greedy import look_ahead as look_ahead, posterior_gradient as posterior_gradient
 from .health import adjoint_norms as adjoint_norms, find_nonfinite as find_nonfinite
 from .interpolated import InterpolatedAdjoint as InterpolatedAdjoint

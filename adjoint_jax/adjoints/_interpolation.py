@@ -1,4 +1,4 @@
-"""Where the interpolated adjoint linearises the network, and its weights: equations (1) to (3) of `adjoint_jax.adjoints.interpolated`."""
+"""Where the interpolated adjoint linearises the network, and the weights of its polynomials: (1) to (3) of `adjoint_jax.adjoints.interpolated`."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,9 +23,8 @@ class Table(NamedTuple):
 
 
 class Way(NamedTuple):
-    """To each node: its step; how many come before it, and the first of them; the weights of r there in past nodes and in (this one, past nodes).
-
-    `restart`: whether the next node is reached from this one.
+    """To each node: its step; how many come before it, and the first of them; the weights there of r at past nodes (at this one and past nodes),
+    and of u: `[nodes, steps, order + 1]`. `restart`: whether the next node is reached from this one.
     """
 
     index: Any
@@ -36,49 +35,77 @@ class Way(NamedTuple):
     restart: Any
 
 
+class Rule(NamedTuple):
+    """The nodes, last step first; the way to each; the weights of the steps before the last node, `[steps, order + 1]`; how the integrals are
+    gathered by node, `[N, M]`: for each leaf of a tree, or all alike.
+    """
+
+    index: np.ndarray
+    way: Way
+    tail: np.ndarray
+    gather: Any
+
+
+class Fitted:
+    """A rule that was fitted to a sampler of `steps` steps, and the predicted relative error of dL/dx_T."""
+
+    def __init__(self, rule: Rule, error: float, steps: int):
+        self.rule, self.error, self.steps = rule, error, steps
+
+
 class Plan:
-    """What is known on the host: the nodes, last step first, and the table."""
+    """What is known on the host: the table of the steps and the rule."""
 
-    def __init__(self, computation: Computation, order: int, sigma_data: float, steps: int | None, nodes: str | Sequence[int]):
-        term, ts, n = computation.term, np.asarray(computation.ts, np.float64), computation.steps
-        self.n, self.save, self.paired, self.order = n, computation.save, computation.paired, order
+    def __init__(self, computation: Computation, sigma_data: float, order: int, mode: str, keep: bool, rule: Rule):
+        term, ts = computation.term, np.asarray(computation.ts, np.float64)
+        self.n, self.save, self.paired, self.order = computation.steps, computation.save, computation.paired, order
+        self.twice, self.keep, self.rule = mode == "PECE", keep, rule
         at, frame = level(term.process, ts[:-1]), Splitting(sigma_data)
-        count = None if steps is None else steps - 1
-        if count == 0 and n > 1:
-            raise ValueError("InterpolatedAdjoint needs 2 nodes or more, the first step and the last.")
-        index = np.arange(n)[::-1] if n < 3 else choose(ts[:-1], at.lam, count, nodes)
-        self.index = np.unique(np.concatenate([index, [0, n - 1], np.flatnonzero(~np.isfinite(at.lam))]))[::-1].astype(int)
-        lams, finite = np.where(np.isfinite(at.lam), at.lam, 0), np.isfinite(at.lam)
         _, eps = conversions(term.prediction, at)
-        self.scale, self.of_output = frame.scale(level(term.process, ts)), np.asarray(output(frame, term.prediction, at)[1])
+        self.scale = frame.scale(level(term.process, ts))
         self.table = Table(frame.noise_fraction(at), at.sigma, *map(np.asarray, eps))
-        self.way, self.gather = self._way(lams, finite), self._gathering(lams, finite)
 
-    def _way(self, lams: np.ndarray, finite: np.ndarray) -> Way:
-        """The steps to each node, those to the first few from the last step on."""
-        index, q = self.index, self.order
-        skips = len(index) > 2 and index[0] - index[min(q, len(index)) - 1] >= q
-        even = np.diff(-lams[index[: q + 1]])
-        anchored = skips and finite[index[:q]].all() and even.max() <= 2 * even.min()
-        bases = np.array([0, *(0 if anchored and n < q else n - 1 for n in range(1, len(index)))])
-        tops, counts = index[bases] - 1, np.maximum(index[bases] - index - 1, 0)
-        ahead, between = np.zeros((2, len(index), max(counts.max(), 1), q))
-        for n, (top, count) in enumerate(zip(tops, counts, strict=True)):
-            past = [k for k in index[:n][::-1] if finite[k]]
-            for weights, known in ((ahead, past), (between, [index[n], *past])):
-                used = known[:q]
-                if used and count:
-                    weights[n, :count, : len(used)] = lagrange(lams[used], np.ones(len(used), bool), lams[top - np.arange(count)]).T
-        return Way(index, counts, tops, ahead, between, np.append(bases[1:] == np.arange(len(index) - 1), True))
 
-    def _gathering(self, lams: np.ndarray, finite: np.ndarray) -> np.ndarray:
-        """l of (3), `[N, M]`: through the `order` + 1 nodes nearest in lam."""
-        found = np.zeros((self.n, len(self.index)))
-        for i in range(self.n):
-            if i in self.index:
-                found[i, np.flatnonzero(self.index == i)] = 1
-                continue
-            usable = np.flatnonzero(finite[self.index])
-            near = usable[np.argsort(np.abs(lams[self.index[usable]] - lams[i]), kind="stable")[: self.order + 1]]
-            found[i, near] = lagrange(lams[self.index[near]], np.ones(len(near), bool), lams[[i]])[:, 0]
-        return found
+def polynomials(computation: Computation, order: int, sigma_data: float, steps: int | None, nodes: str | Sequence[int]) -> Rule:
+    """Lagrange's polynomials in lam."""
+    term, ts, n = computation.term, np.asarray(computation.ts, np.float64), computation.steps
+    at = level(term.process, ts[:-1])
+    count = None if steps is None else steps - 1
+    if count == 0 and n > 1:
+        raise ValueError("InterpolatedAdjoint needs 2 nodes or more, the first step and the last.")
+    index = np.arange(n)[::-1] if n < 3 else choose(ts[:-1], at.lam, count, nodes, "InterpolatedAdjoint")
+    index = np.unique(np.concatenate([index, [0, n - 1], np.flatnonzero(~np.isfinite(at.lam))]))[::-1].astype(int)
+    lams, finite = np.where(np.isfinite(at.lam), at.lam, 0), np.isfinite(at.lam)
+    outputs = np.asarray(output(Splitting(sigma_data), term.prediction, at)[1])
+    spread = _gathering(lams, finite, index, order) / outputs[:, None] * outputs[index]
+    return Rule(index, _way(lams, finite, index, order), np.zeros((0, order + 1)), spread)
+
+
+def _way(lams: np.ndarray, finite: np.ndarray, index: np.ndarray, q: int) -> Way:
+    """The steps to each node, those to the first few from the last step on."""
+    skips = len(index) > 2 and index[0] - index[min(q, len(index)) - 1] >= q
+    even = np.diff(-lams[index[: q + 1]])
+    anchored = skips and finite[index[:q]].all() and even.max() <= 2 * even.min()
+    bases = np.array([0, *(0 if anchored and n < q else n - 1 for n in range(1, len(index)))])
+    tops, counts = index[bases] - 1, np.maximum(index[bases] - index - 1, 0)
+    ahead, between = np.zeros((2, len(index), max(counts.max(), 1), q + 1))
+    for n, (top, count) in enumerate(zip(tops, counts, strict=True)):
+        past = [k for k in index[:n][::-1] if finite[k]]
+        for weights, known in ((ahead, past), (between, [index[n], *past])):
+            used = known[:q]
+            if used and count:
+                weights[n, :count, : len(used)] = lagrange(lams[used], np.ones(len(used), bool), lams[top - np.arange(count)]).T
+    return Way(index, counts, tops, ahead, between, np.append(bases[1:] == np.arange(len(index) - 1), True))
+
+
+def _gathering(lams: np.ndarray, finite: np.ndarray, index: np.ndarray, order: int) -> np.ndarray:
+    """l of (3), `[N, M]`: through the `order` + 1 nodes nearest in lam."""
+    found = np.zeros((len(lams), len(index)))
+    for i in range(len(lams)):
+        if i in index:
+            found[i, np.flatnonzero(index == i)] = 1
+            continue
+        usable = np.flatnonzero(finite[index])
+        near = usable[np.argsort(np.abs(lams[index[usable]] - lams[i]), kind="stable")[: order + 1]]
+        found[i, near] = lagrange(lams[index[near]], np.ones(len(near), bool), lams[[i]])[:, 0]
+    return found

@@ -10,18 +10,18 @@ changes little from step to step, as does what is left of the network's share wi
 
     r_i = sigma_i J_eps,i^T u_i - f_i u_i,     f = rho^2 / (c^2 + rho^2).                                              (2)
 
-r is found at M of the N steps, by one linearisation each, and interpolated by polynomials in lam elsewhere: extrapolated to the next node, found
-there, interpolated, and found again from what that gives (one linearisation, two cotangents). The first nodes of a method of order q start from
-the last step each time, through all nodes so far, so that the start costs no order. The gradient in conditioning and weights is
+r is found at M of the N steps, by one linearisation each, and elsewhere is a combination of itself at a few nodes and of u: extrapolated to the
+next node, found there, interpolated back, and (PECE) found again from what that gives. The weights are those of polynomials in lam, or fitted
+to one sample (`fit_interpolation`). The gradient in conditioning and weights is
 
-    sum_i q_i^T dp_i/dtheta = sum_k Omega_k u_k^T dp_k/dtheta,    Omega_k = sum_i (S_i / B_i) l_ik B_k,                     (3)
+    sum_i q_i^T dp_i/dtheta = sum_k Omega_k u_k^T dp_k/dtheta,    Omega_k = sum_i S_i l_ik,                            (3)
 
-l the interpolation from the nodes k to step i and B the weight of p in F of the frame. A continuous adjoint ends where its gradient is that of
+l the interpolation from the nodes k to step i, for polynomials that of F of the frame. A continuous adjoint ends where its gradient is that of
 the ODE; this one tends to that of the sampler: with a node at every step it is `DiscreteAdjoint`.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -30,30 +30,36 @@ import numpy as np
 
 from .._numerics import is_concrete, zeros_like
 from ..solvers.linear import AbstractLinear
-from ..terms import DiffusionTerm
 from ._base import AbstractSamplerAdjoint
-from ._computation import Computation, Inputs, add_to_value, closed, first, run_forward, value_of
+from ._computation import Computation, add_to_value, run_forward, value_of
 from ._continuous import run_keeping
-from ._interpolation import Plan, Table, Way
-from .discrete import accumulator, add, constant
+from ._interpolation import Fitted, Plan, Rule, Way, polynomials
+from ._linearisations import Network, at
+from ._sweep import Scales, Sweep, parts, scales
+from .discrete import accumulator, add
 
 
 class InterpolatedAdjoint(AbstractSamplerAdjoint):
     """The sampler's own adjoint, the network linearised at `steps` of its N steps, equations (1) to (3). Approximate; exact for steps = N.
 
-    Cost: the sampler, then a forward and two backward evaluations a node (one where the next node is the next step). Memory: the states at
-    the nodes. Differentiable: x_T, all states of a saved trajectory, args, the network, per-step leaves, injected noise. Not the grid.
+    Cost: the sampler, then a forward (none with `keep`) and a backward evaluation a node; a second backward one in PECE where the next node is
+    not the next step. Memory: the states at the nodes, or their linearisations. Differentiable: x_T, all states of a saved trajectory, args,
+    the network, per-step leaves, injected noise. Not the grid.
 
     On the flow ViT (48 steps of DPM-Solver++(2M), 8 images) order 3 errs by 3.5e-2, 1.1e-2 and 4.4e-3 in the median at 12, 16 and 24 nodes, on
     a mixture of Gaussians by 1e-2 at 12, where `AdjointDEIS` has 2e-3: what it gains is the floor that the latter has, not accuracy at few nodes.
+    `aj.adjoints.fit_interpolation` makes one of these that errs by a hundred times less.
 
     Args:
         order: of the interpolation, 1 to 4.
         sigma_data: c of the frame, the standard deviation that the data are assumed to have, a positive number.
         steps: number M of nodes, at most the sampler's N; None is N, the exact gradient.
         nodes: "lam", "t", "index" or indices of steps, as `AdjointDEIS`; the first and the last step are always nodes.
+        mode: "PECE" or "PEC".
+        keep: whether the nodes keep their linearisations, which saves M forward evaluations.
+        fitted: what `fit_interpolation` found, in place of polynomials.
     Raises:
-        ValueError: for another order or sigma_data, a solver with several evaluations a step, a traced grid, or a gradient in the grid.
+        ValueError: for another order, mode or sigma_data, a solver with several evaluations a step, a traced grid, or a gradient in the grid.
 
         g = jax.grad(lambda x: loss(aj.sample(term, x, args, grid=ts, adjoint=aj.adjoints.InterpolatedAdjoint(steps=12))))(x_T)
     """
@@ -62,181 +68,120 @@ class InterpolatedAdjoint(AbstractSamplerAdjoint):
     sigma_data: float = eqx.field(static=True)
     steps: int | None = eqx.field(static=True)
     nodes: str | tuple[int, ...] = eqx.field(static=True)
+    mode: str = eqx.field(static=True)
+    keep: bool = eqx.field(static=True)
+    fitted: Fitted | None = eqx.field(static=True)
 
-    def __init__(self, order: int = 3, sigma_data: float = 1.0, steps: int | None = None, nodes: str | Sequence[int] = "lam"):
+    def __init__(
+        self,
+        order: int = 3,
+        sigma_data: float = 1.0,
+        steps: int | None = None,
+        nodes: str | Sequence[int] = "lam",
+        mode: str = "PECE",
+        keep: bool = False,
+        fitted: Fitted | None = None,
+    ):
         if order not in (1, 2, 3, 4) or not 0 < sigma_data < np.inf:
             raise ValueError(f"InterpolatedAdjoint has orders 1 to 4 and a finite positive sigma_data; got {order!r} and {sigma_data!r}.")
-        self.order, self.sigma_data, self.steps = order, float(sigma_data), steps
+        if mode not in ("PECE", "PEC"):
+            raise ValueError(f'mode={mode!r} is not known: use "PECE" or "PEC".')
+        self.order, self.sigma_data, self.steps, self.mode, self.keep = order, float(sigma_data), steps, mode, keep
+        self.fitted = fitted
         self.nodes = nodes if isinstance(nodes, str) else tuple(int(i) for i in nodes)
 
     def run(self, computation: Computation) -> tuple[Any, Any]:
-        solver, name = computation.solver, type(computation.solver).__name__
-        if not isinstance(solver, AbstractLinear) or solver.pattern.reads != ("x",) or np.ndim(computation.rows.of_x) != 2:
-            raise ValueError(f"InterpolatedAdjoint takes solvers that read the network once a step, at x; {name} does not: use DiscreteAdjoint.")
-        if not is_concrete(computation.ts):
-            raise ValueError("InterpolatedAdjoint lays its nodes on a concrete grid, and this one is traced: use DiscreteAdjoint.")
-        plan = Plan(computation, self.order, self.sigma_data, self.steps, self.nodes)
-        shared, _ = computation.shared()
-        carry, inputs = computation.carry(), computation.inputs()
-        step = closed(computation.step, shared, carry, first(inputs))
-        predict = closed(computation.predict, shared, first(inputs).per_step, inputs.t0[0], computation.x)
-        blank = lambda p, carry, inputs: computation.advance(_answering(computation.term, p), None, carry, inputs)  # noqa: E731
-        linear = closed(blank, computation.x, carry, first(inputs))
-        return _run((step, predict, linear, shared, carry, inputs), constant(_scales(computation, plan, linear)), plan)
+        check_linear(computation)
+        plan = Plan(computation, self.sigma_data, self.order, self.mode, self.keep, self.rule(computation))
+        return _run(parts(computation), scales(computation, plan), plan)
+
+    def rule(self, computation: Computation) -> Rule:
+        """The nodes and the weights."""
+        if self.fitted is not None and self.fitted.steps != computation.steps:
+            raise ValueError(f"This adjoint was fitted to {self.fitted.steps} steps, and the sampler makes {computation.steps}: fit another one.")
+        return self.fitted.rule if self.fitted is not None else polynomials(computation, self.order, self.sigma_data, self.steps, self.nodes)
 
 
-def _answering(term: DiffusionTerm, p: Any) -> DiffusionTerm:
-    """The term whose network's answer is p."""
-    return DiffusionTerm(lambda x, t, args: p, term.process, term.prediction)
-
-
-class _Scales(NamedTuple):
-    """S `[N]`, Omega `[M]`, and the matrix of (3) for per-step leaves, `[N, M]`; the table."""
-
-    s: Any
-    omega: Any
-    spread: Any
-    table: Table
-
-
-def _scales(computation: Computation, plan: Plan, linear: Callable) -> _Scales:
-    """S by (1) on a state of one number."""
-    dtype, carry, inputs = computation.x.dtype, computation.carry(), computation.inputs()
-    one = jnp.zeros((1,) * computation.x.ndim, dtype)
-    small = jax.tree.map(lambda leaf: one if jnp.shape(leaf) == computation.x.shape else leaf, carry)
-    table = Table(*(jnp.asarray(value, dtype) for value in plan.table))
-    copies = computation.solver.pattern.copies  # type: ignore[attr-defined]
-    noise = None if inputs.noise is None else jnp.zeros((plan.n, computation.solver.draws, *one.shape), dtype)
-    steps = inputs._replace(noise=noise, per_step=None)
-
-    def whole(kappa: Any) -> Any:
-        x, state = kappa
-        return x + sum((state.registers[name] for name in copies), jnp.zeros_like(x))
-
-    def body(kappa: Any, slices: Any) -> tuple[Any, Any]:
-        inputs_i, row, size = slices
-        size = size / whole(kappa).ravel()[0]
-        kappa = jax.tree.map(lambda leaf: leaf * size, kappa)
-        advance = lambda p, carry: _floats(computation.advance(_answering(computation.term, p), None, eqx.combine(carry, small), inputs_i))  # noqa: E731
-        q, (x, state) = jax.vjp(advance, one, _floats(small))[1](kappa)
-        return (x + ((row.fraction / row.sigma) - row.of_x) / row.of_p * q, state), q.ravel()[0]
-
-    start = add_to_value(jax.tree.map(zeros_like, _floats(small)), one + 1, False)
-    _, s = jax.lax.scan(body, start, (steps, table, jnp.asarray(1 / plan.scale[1:], dtype)), reverse=True)
-    outputs = jnp.asarray(plan.of_output, dtype)
-    spread = (s / outputs)[:, None] * jnp.asarray(plan.gather, dtype) * outputs[plan.index][None]
-    return _Scales(s, jnp.sum(spread, axis=0), spread, table)
-
-
-def _floats(tree: Any) -> Any:
-    return eqx.filter(tree, eqx.is_inexact_array)
+def check_linear(computation: Computation) -> None:
+    """Raises where (1) is not what a step is."""
+    solver, name = computation.solver, type(computation.solver).__name__
+    if not isinstance(solver, AbstractLinear) or solver.pattern.reads != ("x",) or np.ndim(computation.rows.of_x) != 2:
+        raise ValueError(f"InterpolatedAdjoint takes solvers that read the network once a step, at x; {name} does not: use DiscreteAdjoint.")
+    if not is_concrete(computation.ts):
+        raise ValueError("InterpolatedAdjoint lays its nodes on a concrete grid, and this one is traced: use DiscreteAdjoint.")
 
 
 @eqx.filter_custom_vjp
-def _run(vjp_arg: Any, scales: _Scales, plan: Plan) -> tuple[Any, Any]:
+def _run(vjp_arg: Any, scales: Scales, plan: Plan) -> tuple[Any, Any]:
     step, _, _, shared, carry, inputs = vjp_arg
     carry, states = run_forward(step, shared, carry, inputs, lambda _, following: value_of(following, plan.paired) if plan.save else None)
     return value_of(carry, plan.paired), states
 
 
 @_run.def_fwd
-def _forward(perturbed: Any, vjp_arg: Any, scales: _Scales, plan: Plan) -> tuple[Any, Any]:
+def _forward(perturbed: Any, vjp_arg: Any, scales: Scales, plan: Plan) -> tuple[Any, Any]:
     if any(jax.tree.leaves((perturbed[5].row, perturbed[5].t0, perturbed[5].t1))):
         raise ValueError("InterpolatedAdjoint gives no gradient in the grid or the process: use DiscreteAdjoint, or jax.lax.stop_gradient on them.")
-    step, _, _, shared, carry, inputs = vjp_arg
+    step, _, linear, shared, carry, inputs = vjp_arg
     record = lambda following: value_of(following, plan.paired) if plan.save else None  # noqa: E731
-    carry, kept, states = run_keeping(step, shared, carry, inputs, plan.index, record)
+    if plan.keep:
+        carry, kept, states = _network(vjp_arg, perturbed).run_keeping(linear, carry, inputs, plan.rule.index, record)
+    else:
+        carry, kept, states = run_keeping(step, shared, carry, inputs, plan.rule.index, record)
     return (value_of(carry, plan.paired), states), (kept, perturbed)
 
 
-class _Back:
-    """Equation (1), a step at a time."""
-
-    def __init__(self, linear: Callable, carry: Any, inputs: Inputs, states: Any, noisy: bool, scales: _Scales, plan: Plan):
-        self.linear, self.carry, self.inputs, self.states, self.noisy = linear, carry, inputs, states, noisy
-        self.table, self.s, self.paired = scales.table, scales.s, plan.paired
-        self.zero = jax.tree.map(zeros_like, _floats(carry))
-
-    def transposed(self, kappa: Any, i: Any) -> tuple[Any, Any, Any]:
-        """(1) without the network: kappa_i, q_i and the cotangent of the noise."""
-        here = first(self.inputs, i)
-        kappa = add_to_value(kappa, None if self.states is None else first(self.states, i), self.paired)
-
-        def local(p: Any, carry_diff: Any, noise: Any) -> Any:
-            return _floats(self.linear(p, eqx.combine(carry_diff, self.carry), here._replace(noise=noise) if self.noisy else here))
-
-        q, kappa, noise = jax.vjp(local, zeros_like(self.carry[0]), self.zero, here.noise if self.noisy else None)[1](kappa)
-        return kappa, q, noise
-
-    def completed(self, kappa: Any, q: Any, i: Any, r: Any) -> Any:
-        """(1) with J^T q by (2)."""
-        table = self.table
-        share = ((table.fraction[i] * q + self.s[i] * r) / table.sigma[i] - table.of_x[i] * q) / table.of_p[i]
-        return (kappa[0] + share, kappa[1])
-
-    def along(self, kappa: Any, way: Way, weights: Any, known: Any, noises: Any) -> tuple[Any, Any]:
-        """The steps to a node, r interpolated from what is known."""
-
-        def body(j: Any, acc: Any) -> Any:
-            kappa, noises = acc
-            i = way.top - j
-            kappa, q, noise = self.transposed(kappa, i)
-            return self.completed(kappa, q, i, jnp.tensordot(weights[j], known, 1)), _written(noises, noise, i)
-
-        return jax.lax.fori_loop(0, way.count, body, (kappa, noises))
-
-    def at(self, kappa: Any, i: Any, pull: Callable) -> tuple[Any, Any, Any, Any]:
-        """A node: kappa_i, r_i, what else the network's transpose gives, and the cotangent of the noise."""
-        kappa, q, noise = self.transposed(kappa, i)
-        u, table = q / self.s[i], self.table
-        of_x, *shares = pull(u)
-        r = table.sigma[i] * (table.of_p[i] * of_x + table.of_x[i] * u) - table.fraction[i] * u
-        return self.completed(kappa, q, i, r), r, shares, noise
-
-
-def _written(buffer: Any, value: Any, i: Any) -> Any:
-    return None if buffer is None else jax.lax.dynamic_update_index_in_dim(buffer, value, i, 0)
+def _network(vjp_arg: Any, perturbed: Any) -> Network:
+    _, predict, _, shared, _, inputs = vjp_arg
+    return Network(predict, shared, inputs, (perturbed[1], perturbed[3], perturbed[5].per_step))
 
 
 @_run.def_bwd
-def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, scales: _Scales, plan: Plan) -> Any:
+def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, scales: Scales, plan: Plan) -> Any:
     kept, perturbed = residuals
-    step, predict, linear, shared, carry, inputs = vjp_arg
+    step, _, linear, _, carry, inputs = vjp_arg
     cotangent, states = cotangents
-    differentiated, fixed = eqx.partition((predict, shared), (perturbed[1], perturbed[3]))
-    per_step, per_step_fixed = eqx.partition(inputs.per_step, perturbed[5].per_step)
+    network, rule = _network(vjp_arg, perturbed), plan.rule
     noisy = any(jax.tree.leaves(perturbed[5].noise))
-    back = _Back(linear, carry, inputs, states, noisy, scales, plan)
+    sweep = Sweep(linear, carry, inputs, states, noisy, scales, plan.paired)
+    spread = _spread(rule, scales, network)
+    omega = jax.tree.map(lambda share: jnp.sum(share, axis=0), spread[0])
 
-    def node(acc: Any, slices: Any) -> tuple[Any, Any]:
+    def body(acc: Any, slices: Any) -> tuple[Any, Any]:
         base, known, total, noises = acc
-        way, x, omega = slices
-        i = way.index
-        here, here_fixed = first((per_step, per_step_fixed), i)
-
-        def answer(x: Any, differentiated: Any, here: Any) -> Any:
-            predict, shared = eqx.combine(differentiated, fixed)
-            return predict(shared, eqx.combine(here, here_fixed), inputs.t0[i], x)
-
-        pull = jax.vjp(answer, x, differentiated, here)[1]
-        ahead, _ = back.along(base, way, way.ahead, known, None)
-        once = back.at(ahead, i, pull)
-
-        def again(_: Any) -> tuple[Any, Any]:
-            corrected, written = back.along(base, way, way.between, jnp.concatenate([once[1][None], known[:-1]]), noises)
-            return back.at(corrected, i, pull), written
-
-        (kappa, r, shares, noise), noises = jax.lax.cond(way.count > 0, again, lambda _: (once, noises), None)
-        total = jax.tree.map(lambda sum_, share: add(sum_, omega.astype(share.dtype) * share), total, shares[0])
+        way, k, omega = slices
+        pull = at(kept, k) if plan.keep else network.linearise(kept[k], way.index)[1]
+        kappa, r, shares, noises = sweep.node(base, way, known, pull, noises, plan.twice)
+        total = jax.tree.map(lambda sum_, share, weight: add(sum_, weight.astype(share.dtype) * share), total, shares[0], omega)
         base = jax.tree.map(lambda new, old: jnp.where(way.restart, new, old), kappa, base)
-        return (base, jnp.concatenate([r[None], known[:-1]]), total, _written(noises, noise, i)), shares[1]
+        return (base, jnp.concatenate([r[None], known[:-1]]), total, noises), shares[1]
 
-    known, total = jnp.zeros((plan.order, *carry[0].shape), carry[0].dtype), jax.tree.map(accumulator, differentiated)
-    start = (add_to_value(back.zero, cotangent, plan.paired), known, total, zeros_like(inputs.noise) if noisy else None)
-    slices = (Way(*map(jnp.asarray, plan.way)), kept, scales.omega)
-    (kappa, _, total, noises), by_node = jax.lax.scan(node, start, slices)
-    of_predict, of_shared = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, differentiated)
-    of_per_step = jax.tree.map(lambda share: jnp.tensordot(scales.spread.astype(share.dtype), share, 1), by_node)
+    known = jnp.zeros((plan.order, *carry[0].shape), carry[0].dtype)
+    start = (
+        add_to_value(sweep.zero, cotangent, plan.paired),
+        known,
+        jax.tree.map(accumulator, network.differentiated),
+        zeros_like(inputs.noise) if noisy else None,
+    )
+    dtype = carry[0].dtype
+    way = Way(*(jnp.asarray(each, dtype if each.dtype == np.float64 else each.dtype) for each in rule.way))
+    (kappa, known, total, noises), by_node = jax.lax.scan(body, start, (way, jnp.arange(len(rule.index)), omega))
+    if len(rule.tail):
+        kappa, noises = sweep.along(kappa, len(rule.tail) - 1, len(rule.tail), jnp.asarray(rule.tail, dtype), known, noises)
+    of_predict, of_shared = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, network.differentiated)
+    of_per_step = jax.tree.map(lambda share, weights: jnp.tensordot(weights.astype(share.dtype), share, 1), by_node, spread[1])
     of_step, of_linear, of_inputs = jax.tree.map(lambda _: None, (step, linear, inputs))
     of_inputs = of_inputs._replace(per_step=of_per_step, **({"noise": noises} if noisy else {}))
     return of_step, of_predict, of_linear, of_shared, kappa, of_inputs
+
+
+def _spread(rule: Rule, scales: Scales, network: Network) -> Any:
+    """S_i l_ik of (3), `[N, M]`, for each leaf of what is differentiated."""
+    weights = lambda gather: scales.s[:, None] * jnp.asarray(gather, scales.s.dtype)  # noqa: E731
+    if isinstance(rule.gather, np.ndarray):
+        alike = weights(rule.gather)
+        return jax.tree.map(lambda _: alike, (network.differentiated, network.per_step))
+    floats = network.whole
+    if len(rule.gather) != len(jax.tree.leaves(floats)):
+        raise ValueError("This adjoint was fitted to arguments or a network with other leaves: fit another one.")
+    return eqx.filter(jax.tree.unflatten(jax.tree.structure(floats), map(weights, rule.gather)), network.wanted)
