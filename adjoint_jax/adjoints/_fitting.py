@@ -8,7 +8,6 @@ Between nodes j > k, step i is fitted by r at k and the last order - 1 nodes bef
 and the M nodes are those of least sum_i e_i^2, by dynamic programming over the gaps. Predicted error: the root of that sum.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +45,7 @@ class Moments:
         flat = [np.asarray(leaf, np.float64).reshape(self.n, -1) for leaf in record.leaves]
         self.leaves = [leaf @ leaf.T for leaf in flat]
 
-    def fit(self, targets: np.ndarray, known: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def fit(self, targets: np.ndarray, known: Any) -> tuple[np.ndarray, np.ndarray]:
         """Weights of r at `known` and of u for r at `targets`, `[targets, known + 1]`, and the squared errors that are left."""
         places = np.concatenate([np.broadcast_to(np.asarray(known, int), (len(targets), len(known))), self.n + targets[:, None]], axis=1)
         inner, right = self.gram[places[:, :, None], places[:, None, :]], self.gram[places, targets[:, None]]

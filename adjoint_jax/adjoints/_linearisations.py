@@ -51,7 +51,9 @@ class Network:
         live, _ = partial_eval.dce_jaxpr(traced.jaxpr, [not each for each in differ], instantiate=True)
         once = iter(eval_jaxpr(live, traced.consts, carry[0], 0))
         fixed = [None if each else next(once) for each in differ]
-        buffers = [jnp.zeros((len(nodes), *leaf.aval.shape), leaf.aval.dtype) for leaf, each in zip(traced.jaxpr.outvars, differ, strict=True) if each]
+        buffers = [
+            jnp.zeros((len(nodes), *leaf.aval.shape), leaf.aval.dtype) for leaf, each in zip(traced.jaxpr.outvars, differ, strict=True) if each
+        ]
         structure: Any = None
 
         def body(acc: Any, slices: Any) -> tuple[Any, Any]:
