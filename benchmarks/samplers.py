@@ -37,13 +37,13 @@ class Config:
     evaluations: tuple[int, ...] = (5, 8, 10, 15, 20)
     searched: tuple[int, ...] = (5, 8, 10)
     images: int = 16
-    large_images: int = 2
+    large_images: int = 1
     """For the 64x64 UNet."""
     trained: int = 64
     """Images that schedules are searched on, from another seed."""
-    large_trained: int = 2
+    large_trained: int = 1
     tries: int = 600
-    large_tries: int = 60
+    large_tries: int = 40
 
 
 def solvers(problem: Problem) -> Iterator[tuple[str, str, AbstractSampler]]:
@@ -180,7 +180,7 @@ def search(config: Config, trained: Problem, problem: Problem, reference: np.nda
     """The error on fresh noise of the schedule found on other noise; the schedule is kept."""
     search_options: Any = {"evaluations": config.tries, "descents": 3}
     if problem.large:
-        search_options = {"evaluations": config.large_tries, "descents": 1, "splittings": ("data", "noise", 0.5)}
+        search_options = {"evaluations": config.large_tries, "descents": 1, "splittings": ("data", 0.5)}
     schedule = aj.search_schedule(
         trained.term, trained.x_T, trained.args, steps=evaluations, grid=trained.fine(60), reference=trained.target, **search_options
     )
