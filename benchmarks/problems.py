@@ -1,4 +1,4 @@
-"""Three networks with their data, noise, ends and reference solutions, for the benchmarks.
+"""Four networks with their data, noise, ends and reference solutions, for the benchmarks.
 
 The reference is x_0 by a Runge-Kutta method in float64, one step for each training step: networks that saw only whole times are rough between them
 (their fastest sine turns by one radian a step), and coarser grids differ by 1e-3 whatever the order. It is kept on disk.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
@@ -35,6 +35,8 @@ class Problem:
     start: float
     end: float
     betas: Any = None
+    extra: Any = None
+    """What other packages need to know of it."""
 
     @property
     def large(self) -> bool:
@@ -122,4 +124,32 @@ def unet64(shared: Path, images: int, seed: int) -> Problem:
     return Problem("unet64", term, {"params": params}, x_T, START, 0.0, betas)
 
 
-PROBLEMS: dict[str, Callable[[Path, int, int], Problem]] = {"digits": digits, "flow": flow, "unet64": unet64}
+class Mixture(NamedTuple):
+    """sum_k w_k N(mu_k, s_k^2 I)."""
+
+    means: np.ndarray
+    widths: np.ndarray
+
+
+def mixture(shared: Path, images: int, seed: int) -> Problem:
+    """Eight Gaussians in 16 dimensions, moved by the condition; x0 is the posterior mean, in closed form."""
+    rng = np.random.default_rng(0)
+    data = Mixture(rng.normal(size=(8, 16)), rng.uniform(0.2, 0.5, 8))
+    process = aj.VPLinear()
+
+    def posterior_mean(x: Any, t: Any, args: Any) -> Any:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        means, widths = (jnp.asarray(part, x.dtype) for part in data)
+        means = means[None] + args["cond"][:, None]
+        variance = (alpha * widths) ** 2 + sigma**2
+        away = x[:, None] - alpha * means
+        logits = -0.5 * jnp.sum(away**2, -1) / variance[None] - 8 * jnp.log(variance)[None]
+        share = jax.nn.softmax(logits)[..., None]
+        return jnp.sum(share * (means + (alpha * widths**2 / variance)[None, :, None] * away), axis=1)
+
+    x_T = jax.random.normal(jax.random.key(seed), (images, 16))
+    cond = 0.5 * jax.random.normal(jax.random.key(seed + 100), (images, 16))
+    return Problem("mixture", aj.DiffusionTerm(posterior_mean, process, "x0"), {"cond": cond}, x_T, *process.span, extra=data)
+
+
+PROBLEMS: dict[str, Callable[[Path, int, int], Problem]] = {"mixture": mixture, "digits": digits, "flow": flow, "unet64": unet64}
