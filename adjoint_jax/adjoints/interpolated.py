@@ -30,9 +30,8 @@ import numpy as np
 
 from .._numerics import is_concrete, zeros_like
 from ..solvers.linear import AbstractLinear
-from ..terms import DiffusionTerm
 from ._base import AbstractSamplerAdjoint
-from ._computation import Computation, Inputs, add_to_value, closed, first, run_forward, value_of
+from ._computation import Computation, Inputs, add_to_value, answering, closed, first, run_forward, value_of
 from ._continuous import run_keeping
 from ._interpolation import Plan, Table, Way
 from .discrete import accumulator, add, constant
@@ -80,14 +79,9 @@ class InterpolatedAdjoint(AbstractSamplerAdjoint):
         carry, inputs = computation.carry(), computation.inputs()
         step = closed(computation.step, shared, carry, first(inputs))
         predict = closed(computation.predict, shared, first(inputs).per_step, inputs.t0[0], computation.x)
-        blank = lambda p, carry, inputs: computation.advance(_answering(computation.term, p), None, carry, inputs)  # noqa: E731
+        blank = lambda p, carry, inputs: computation.advance(answering(computation.term, p), None, carry, inputs)  # noqa: E731
         linear = closed(blank, computation.x, carry, first(inputs))
         return _run((step, predict, linear, shared, carry, inputs), constant(_scales(computation, plan, linear)), plan)
-
-
-def _answering(term: DiffusionTerm, p: Any) -> DiffusionTerm:
-    """The term whose network's answer is p."""
-    return DiffusionTerm(lambda x, t, args: p, term.process, term.prediction)
 
 
 class _Scales(NamedTuple):
@@ -117,7 +111,7 @@ def _scales(computation: Computation, plan: Plan, linear: Callable) -> _Scales:
         inputs_i, row, size = slices
         size = size / whole(kappa).ravel()[0]
         kappa = jax.tree.map(lambda leaf: leaf * size, kappa)
-        advance = lambda p, carry: _floats(computation.advance(_answering(computation.term, p), None, eqx.combine(carry, small), inputs_i))  # noqa: E731
+        advance = lambda p, carry: _floats(computation.advance(answering(computation.term, p), None, eqx.combine(carry, small), inputs_i))  # noqa: E731
         q, (x, state) = jax.vjp(advance, one, _floats(small))[1](kappa)
         return (x + ((row.fraction / row.sigma) - row.of_x) / row.of_p * q, state), q.ravel()[0]
 
