@@ -138,7 +138,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, nodes: Any,
     if len(kept):
         per_step = jax.tree.map(lambda leaf: leaf[np.minimum(plan.visited, plan.n - 1)], inputs.per_step)
         adjoint, total, trail = plan.sweep(linearise, adjoint, total, kept, per_step, nodes, given.noise is not None)
-        if jax.tree.leaves(given):
+        if plan.between is not None and jax.tree.leaves(given):
             inner = jax.tree.map(lambda leaf: leaf[plan.index[-1] : plan.index[0]], (given, inputs))
             shares.append(plan.between(trail, nodes, inner, noise_share))
     if plan.exact_first:

@@ -200,9 +200,8 @@ def between(trail: Any, nodes: tuple[Nodes, Intervals], inner: tuple[Inputs, Inp
     def of_noise(slices: Any) -> Any:
         inputs, top, near, scale = slices
         w, slopes = along
-        found = (w[top - 1], w[top], slopes[top - 1], slopes[top])
-        w = sum((weight * part for weight, part in zip(near, found, strict=True)), zeros_like(w[0]))
-        return noise_share(w / fit(scale, w), inputs)
+        here = jnp.tensordot(near, jnp.stack([w[top - 1], w[top], slopes[top - 1], slopes[top]]), 1)
+        return noise_share(here / fit(scale, here), inputs)
 
     noise = None if along is None else jax.lax.map(of_noise, (inputs, intervals.top, intervals.near, intervals.scale))
     return given._replace(per_step=jax.tree.map(of_leaf, own), noise=noise)
