@@ -116,7 +116,11 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         if not len(index):
             return DiscreteAdjoint(unroll=self.unroll).run(computation)
         visited = index[:-1] if self.mode == "AB" and len(index) > 1 else index  # AB never linearises at the last node
-        sweep = lambda linearise, *rest: adams(lambda *at: linearise(*at)[1], *rest, rule=self.rule, unroll=self.unroll)  # noqa: E731
+
+        def sweep(linearise: Callable, adjoint: State, total: Any, kept: Any, per_step: Any, nodes: Any, noisy: bool) -> tuple[State, Any, Any]:
+            transposes = lambda *at: linearise(*at)[1]  # noqa: E731
+            return adams(transposes, adjoint, total, kept, per_step, nodes[0], noisy, rule=self.rule, unroll=self.unroll)
+
         plan = Plan(computation, "AdjointDEIS", index, visited, visited, sweep, between)
         return run(computation, self._nodes(computation, splitting, index), plan)
 
@@ -133,6 +137,8 @@ class AdjointDEIS(AbstractSamplerAdjoint):
                 )
         laid_out = lay_out(computation.term, splitting, ts, index, self.rule)
         nodes, intervals = constant(jax.tree.map(lambda value: jnp.asarray(value, None if value.dtype == int else x.dtype), laid_out))
+        if not jax.tree.leaves(computation.inputs().per_step):
+            intervals = intervals._replace(spread=None)  # [N, K], for per-step leaves alone
         # `gather` also multiplies cotangents of replicated arrays that the network closed over: marked, it would make them vary.
         return varying_like(nodes, x)._replace(gather=nodes.gather), varying_like(intervals, x)
 
@@ -143,14 +149,13 @@ def adams(
     total: Any,
     kept: Any,
     per_step: Any,
-    nodes: tuple[Nodes, Intervals],
-    noisy: bool,
+    nodes: Nodes,
+    noisy: bool = False,
     *,
     rule: Rule,
-    unroll: int,
+    unroll: int = 1,
 ) -> tuple[State, Any, Any]:
     """The Adams method of the module's docstring, from node 0 (data) to the last (noise). Its trail: (w_k, g_k) if `noisy`, the per-step shares."""
-    laid_out, _ = nodes
 
     def combine(start: State, weights: Any, slopes: tuple) -> State:
         return sum((weight * slope for weight, slope in zip(weights, slopes, strict=True)), start)
@@ -177,15 +182,15 @@ def adams(
         following = combine(base, node.predict, (slope, *past))
         return (following, base, (slope, *past)[: rule.order - 1], total), ((w, slope) if noisy else None, own)
 
-    w = fit(laid_out.scale[0], adjoint) * adjoint
+    w = fit(nodes.scale[0], adjoint) * adjoint
     start = (w, w, (zeros_like(w),) * (rule.order - 1), total)
-    visited = len(laid_out.t) - (rule.mode == "AB")
-    slices = jax.tree.map(lambda leaf: leaf[:visited], (kept, per_step, laid_out))
+    visited = len(nodes.t) - (rule.mode == "AB")
+    slices = jax.tree.map(lambda leaf: leaf[:visited], (kept, per_step, nodes))
     (predicted, base, _, total), (along, own) = jax.lax.scan(body, start, slices, unroll=unroll)
     w = predicted if rule.mode == "AB" else base
     if noisy and rule.mode == "AB":
         along = jax.tree.map(lambda stack, last: jnp.concatenate([stack, last[None]]), along, (w, zeros_like(w)))
-    return w / fit(laid_out.scale[-1], w), total, (along, own)
+    return w / fit(nodes.scale[-1], w), total, (along, own)
 
 
 def between(trail: Any, nodes: tuple[Nodes, Intervals], inner: tuple[Inputs, Inputs], noise_share: Callable) -> Inputs:
