@@ -31,7 +31,7 @@ def slopes(coarse, fine, octaves=1.0):
 
 
 PATHS, FINE = 96, 16384  # with 24 paths the slopes of the exact gradient itself vary by 0.25
-SPLITTINGS = ((0.0, 1.0), (0.5, 0.6), (INF, 1.0))
+SPLITTINGS = ((0.0, 1.0), (0.5, 0.6), (1.0, 1.0), (INF, 1.0))
 
 
 @cache
@@ -65,7 +65,7 @@ def fine_path(c, tau):
 
 
 ON_PATHS = [
-    *((c, tau, DEIS(2, c, mode=mode)) for (c, tau), mode in zip(SPLITTINGS, ("PECE", "AB", "Heun"), strict=True)),
+    *((c, tau, DEIS(2, c, mode=mode)) for (c, tau), mode in zip(SPLITTINGS, ("PECE", "AB", "PEC", "Heun"), strict=True)),
     *((INF, 1.0, DEIS(2, INF, published=published)) for published in (True, "exact")),
 ]
 
@@ -113,8 +113,7 @@ SMOOTH = [
     *((DEIS(2, c, mode="Heun"), 2, 2) for c in FRAMES),
     *((DEIS(order, INF, published="exact"), order, order) for order in (1, 2)),
     (DEIS(2, INF, published=True), 2, 2),
-    *((DEIS(3, c), 3, 3) for c in (0.0, 0.5)),
-    (DEIS(2, 0.5, mode="AB"), 2, 2),
+    (DEIS(3, 0.5), 3, 3),
     (DEIS(2, INF, mode="PEC"), 2, 2),
     (DEIS(3, integral_order=1), 3, 1),
     (DEIS(2, INF, published=True, integral_order=1), 2, 1),

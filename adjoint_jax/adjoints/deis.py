@@ -37,18 +37,21 @@ PUBLISHED_LIMITS = {1: 0.69, 2: 0.46}  # steps in lam above which the published 
 class AdjointDEIS(AbstractSamplerAdjoint):
     """The continuous adjoint on the sampler's states, at `steps` of its nodes. Approximate, for fewer network evaluations than the exact gradient.
 
-    Cost: the sampler, then a forward and one (AB, PEC) or two (PECE, Heun) backward evaluations a node; memory: the states at the nodes. Its
-    error has a floor, the difference between the continuous gradient and that of the sampler that ran: see the README, and `aj.audit`. The
-    published rules (`sigma_data=inf, published=True`) are off by factors of ten to a million where steps in lam exceed 0.69 or 0.46.
+    Cost: the sampler, then a forward and one (AB, PEC) or two (PECE, Heun) backward evaluations a node; memory: the states at the nodes, and
+    two more a node where injected noise is differentiated. Its error has a floor, the difference between the continuous gradient and that of
+    the sampler that ran: see the README, and `aj.audit`. The published rules (`sigma_data=inf, published=True`) are off by factors of ten to a
+    million where steps in lam exceed 0.69 or 0.46 (divided by kappa, below).
 
     Of a stochastic solver it is the adjoint of the SDE of its tau (eta of DDIM and of ancestral steps): kappa = 1 + tau^2 on the whole right side,
     order 1 on each path.
 
     Differentiable: x_T, every float leaf of args and of the network, injected noise, and `aj.PerStep` leaves, of which interval i gets the
-    integral over itself. Not the grid, not the inner states of a saved trajectory: those raise and name DiscreteAdjoint. A node sees the value
-    of the interval that it starts; where values of one leaf differ from interval to interval, and of a multistep sampler always, the
-    gradients by interval are of order 1, for a jump in the schedule those in all other inputs too. Intervals out of alpha = 0 and into
-    sigma = 0 are differentiated exactly where the grid is concrete; on a traced grid (also in `diffeqsolve`) they give NaN.
+    integral over itself. Not the grid, not the inner states of a saved trajectory: those raise and name DiscreteAdjoint. Intervals out of
+    alpha = 0 and into sigma = 0 are differentiated exactly where the grid is concrete; on a traced grid (also in `diffeqsolve`) they give NaN.
+
+    A node sees the value of the interval that it starts. So the gradients by interval have their order for equal values and a one-step sampler;
+    where values differ, order 1, in all inputs; and next to a jump that one interval's is wrong. A multistep sampler asks the network at the
+    start of an interval alone, and its own gradient differs from the integral by order 1: `integral_order=1`, with all nodes, has these best.
 
     Args:
         order: 1 to 4 (published=True: 1 or 2; Heun: 2).
