@@ -106,13 +106,14 @@ def lagrange(nodes: Any, valid: Any, at: Any) -> Any:
 
 
 @broadcasting
-def adams_weights(nodes: Any, valid: Any, start: Any, end: Any) -> Any:
-    """`int_start^end l_j(w) dw` for nodes `[..., k]`: Adams-Bashforth if `end` is not among them, Adams-Moulton if it is. Shape `[..., k]`."""
+def adams_weights(nodes: Any, valid: Any, start: Any, end: Any, growth: float = 0.0) -> Any:
+    """`int_start^end e^(growth w) l_j(w) dw` for nodes `[..., k]`: Adams-Bashforth if `end` is not among them, Adams-Moulton if it is."""
     xp = namespace(nodes)
     points, weights = floating(GAUSS_POINTS, nodes), floating(GAUSS_WEIGHTS, nodes)
     length = (end - start)[..., None]
     at = start[..., None] + length * points
     safe = xp.where(valid, nodes, start[..., None])
+    weights = (weights * xp.exp(growth * at))[..., None, :] if growth else weights
     return xp.sum(lagrange(safe, valid, at) * weights, axis=-1) * length
 
 

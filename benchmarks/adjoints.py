@@ -80,7 +80,7 @@ class Problem:
         """The same from the stored states, the weights being data: one compiled program for all of a rule and a number of nodes."""
         ts, process = self.grids[grid], self.term.process
         index = choose(ts, process.lam(ts), adjoint.steps, adjoint.nodes)
-        nodes = lay_out(self.term, adjoint.splitting, ts[index], adjoint.order, adjoint.mode == "AB", adjoint.published)
+        nodes, _ = lay_out(self.term, adjoint.splitting, ts, index, adjoint.rule)
         nodes = Nodes(*(jnp.asarray(value, jnp.float32) for value in nodes))
         visited = index[: len(index) - (adjoint.mode == "AB")]
         return rows(self._backward(self.ends[grid], self.paths[grid][visited], nodes, adjoint.rule))
@@ -88,9 +88,10 @@ class Problem:
     @partial(jax.jit, static_argnums=(0, 4))
     def _backward(self, end, kept, nodes, rule):
         def linearise(x, t, _):
-            return jax.vjp(lambda x, cond: self.term.predict(t, x, self.args(cond)), x, self.cond)[1]
+            pull = jax.vjp(lambda x, cond: self.term.predict(t, x, self.args(cond)), x, self.cond)[1]
+            return lambda of_p: (*pull(of_p), None)
 
-        return adams(linearise, end, jnp.zeros_like(self.cond), kept, None, nodes, rule)
+        return adams(linearise, end, jnp.zeros_like(self.cond), kept, None, nodes, rule=rule)[:2]
 
 
 def rows(gradients):

@@ -234,10 +234,20 @@ CASES = {  # what is done, the error, what its sentence holds
         ValueError,
         r"DDIM draws noise, which only aj.sample gives it",
     ),
-    "noise and AdjointDEIS": (
-        lambda: gradient(solver=aj.DDIM(1.0), key=jax.random.key(0), adjoint=aj.AdjointDEIS()),
+    "churn and AdjointDEIS": (
+        lambda: gradient(solver=aj.solvers.Churn(aj.DDIM(), 0.3), key=jax.random.key(0), adjoint=aj.AdjointDEIS()),
         ValueError,
-        r"AdjointDEIS follows the ODE, and DDIM draws noise: use DiscreteAdjoint",
+        r"follows the ODE, or an SDE of one stochasticity tau, and Churn here has no such SDE: use DiscreteAdjoint",
+    ),
+    "tau by step and AdjointDEIS": (
+        lambda: gradient(solver=aj.solvers.SASolver(tau=(1.0, 0.5, 0.0, 1.0)), key=jax.random.key(0), adjoint=aj.AdjointDEIS()),
+        ValueError,
+        r"an SDE of one stochasticity tau, and SASolver here has no such SDE: use DiscreteAdjoint",
+    ),
+    "noise and AdjointDPM": (
+        lambda: gradient(solver=aj.DDIM(1.0), key=jax.random.key(0), adjoint=aj.AdjointDPM()),
+        ValueError,
+        r"AdjointDPM follows the ODE, and DDIM draws noise: use AdjointDEIS, or DiscreteAdjoint",
     ),
     "negative tau": (lambda: aj.Exponential(tau=-1.0), ValueError, r"tau is a number, at least 0; got -1.0"),
     "solver_type": (lambda: aj.DPMSolverPP(solver_type="euler"), ValueError, r"solver_type='euler' is not known: use 'midpoint' or 'heun'"),
@@ -272,7 +282,20 @@ CASES = {  # what is done, the error, what its sentence holds
     "unroll": (lambda: aj.DiscreteAdjoint(unroll=0), ValueError, r"unroll is a number of steps, at least 1; got 0"),
     "adjoint order": (lambda: aj.AdjointDEIS(order=5), ValueError, r"orders 1 to 4, and 1 or 2 where published=True; got order=5"),
     "published order": (lambda: aj.AdjointDEIS(order=3, sigma_data=np.inf, published=True), ValueError, r"1 or 2 where published=True; got order=3"),
-    "mode": (lambda: aj.AdjointDEIS(mode="PECECE"), ValueError, r"mode='PECECE' is not known: use \"PECE\", \"PEC\" or \"AB\""),
+    "mode": (lambda: aj.AdjointDEIS(mode="PECECE"), ValueError, r"mode='PECECE' is not known: use \"PECE\", \"PEC\", \"AB\" or \"Heun\""),
+    "integral_order": (lambda: aj.AdjointDEIS(integral_order=0), ValueError, r"orders 1 to 4.*got order=3, integral_order=0"),
+    "published integrals": (
+        lambda: aj.AdjointDEIS(2, np.inf, published=True, integral_order=3),
+        ValueError,
+        r"published=True; got.*integral_order=3",
+    ),
+    "Heun's order": (lambda: aj.AdjointDEIS(mode="Heun"), ValueError, r'mode="Heun" is of order 2: give order=2; got order=3'),
+    "published weights": (lambda: aj.AdjointDEIS(2, np.inf, published="2M"), ValueError, r"published='2M' is not known: use True or \"exact\""),
+    "per-step leaves and AdjointDPM": (
+        lambda: jax.grad(lambda v: jnp.sum(sample(of=term(lambda x, t, args: x * args), args=aj.PerStep(v), adjoint=aj.AdjointDPM())))(jnp.ones(4)),
+        ValueError,
+        r"AdjointDPM gives no gradient in the grid, the process or per-step leaves: use DiscreteAdjoint",
+    ),
     "published with a frame": (
         lambda: aj.AdjointDEIS(order=2, sigma_data=1.0, published=True),
         ValueError,

@@ -6,13 +6,13 @@ import pytest
 from models import gaussian
 
 import adjoint_jax as aj
-from adjoint_jax.adjoints._nodes import choose, lay_out
+from adjoint_jax.adjoints._nodes import Rule, choose, lay_out
 
 
 def test_weights_from_lam_1_3_to_0_4():
     process = aj.VPLinear()
-    ts = process.t_of_lam(np.array([1.3, 0.4]))
-    nodes = lay_out(gaussian(process, "eps", 1.0), aj.Splitting(np.inf), ts, 1, bashforth=True, published=True)
+    ts = process.t_of_lam(np.array([0.4, 1.3]))
+    nodes, _ = lay_out(gaussian(process, "eps", 1.0), aj.Splitting(np.inf), ts, np.array([1, 0]), Rule(1, 1, "AB", True))
     ratio = nodes.scale[0] / nodes.scale[1]
     of_x = nodes.predict[0, 0] * nodes.scale[0] * nodes.reach[0] / nodes.scale[0] * nodes.scale[0] / nodes.scale[1]
     of_cond = nodes.gather[0] * nodes.reach[0]
@@ -22,8 +22,8 @@ def test_weights_from_lam_1_3_to_0_4():
 def test_second_order_weights():
     """The difference of the last two V is weighted by h / (2 h_prev) times the first-order weight."""
     process = aj.VPLinear()
-    lams = np.array([2.0, 1.3, 0.4])
-    nodes = lay_out(gaussian(process, "eps", 1.0), aj.Splitting(np.inf), process.t_of_lam(lams), 2, bashforth=True, published=True)
+    ts = process.t_of_lam(np.array([0.4, 1.3, 2.0]))
+    nodes, _ = lay_out(gaussian(process, "eps", 1.0), aj.Splitting(np.inf), ts, np.array([2, 1, 0]), Rule(2, 2, "AB", True))
     first = np.exp(-0.4) * np.expm1(-0.9)
     np.testing.assert_allclose(nodes.predict[1], [first * (1 + 0.9 / 1.4), -first * 0.9 / 1.4], rtol=1e-12)
 

@@ -304,12 +304,9 @@ def test_every_evaluation_of_an_interval_sees_its_own_leaf(adjoint):
 
 
 @pytest.mark.parametrize("adjoint", CONTINUOUS)
-def test_a_continuous_adjoint_refuses_per_step_leaves_and_grid(adjoint):
+def test_a_continuous_adjoint_refuses_the_grid(adjoint):
     x, args = one_sample()
-    v = jnp.ones((STEPS, COND))
-    with pytest.raises(ValueError, match="no gradient in the grid, the process or per-step leaves: use DiscreteAdjoint"):
-        jax.eval_shape(jax.grad(lambda v: jnp.sum(plain(adjoint, "DEIS3", x, {**args, "cond": aj.PerStep(v)}))), v)
-    with pytest.raises(ValueError, match="no gradient in the grid, the process or per-step leaves: use DiscreteAdjoint"):
+    with pytest.raises(ValueError, match=r"gives no gradient in the grid.*: use DiscreteAdjoint"):
         jax.eval_shape(jax.grad(lambda grid: jnp.sum(plain(adjoint, "DEIS3", x, args, grid=grid))), jnp.asarray(GRID))
 
 

@@ -7,6 +7,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._types import State
 from ..solvers import AbstractSampler
@@ -33,13 +34,16 @@ class AbstractSamplerAdjoint(diffrax.AbstractAdjoint):
         return _final_state(init_state, saveat, stepsize_controller.ts, y1, args), {}
 
 
-def check_ode(adjoint: Any, computation: Computation) -> None:
-    """Raises where a continuous adjoint, which follows the ODE from state to state, is not that of the computation."""
-    name, solver = type(adjoint).__name__, type(computation.solver).__name__
-    if computation.noise is not None:
-        raise ValueError(f"{name} follows the ODE, and {solver} draws noise: use DiscreteAdjoint.")
+def followed(adjoint: Any, computation: Computation, stochastic: bool = False) -> float:
+    """The stochasticity tau of the states; raises where a continuous adjoint, which follows the ODE (or an SDE), is not that of the computation."""
+    name, solver, tau = type(adjoint).__name__, type(computation.solver).__name__, computation.solver.tau
+    if computation.noise is not None and not stochastic:
+        raise ValueError(f"{name} follows the ODE, and {solver} draws noise: use AdjointDEIS, or DiscreteAdjoint.")
+    if tau is None or np.ndim(tau):
+        raise ValueError(f"{name} follows the ODE, or an SDE of one stochasticity tau, and {solver} here has no such SDE: use DiscreteAdjoint.")
     if not computation.solver.follows_ode:
         raise ValueError(f"{name} follows the ODE from single states, and {solver} reflects them or carries a second one: use DiscreteAdjoint.")
+    return tau
 
 
 def _check_supported(adjoint: Any, solver: Any, controller: Any, event: Any, saveat: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .._numerics import zeros_like
 from .._types import State
-from ._computation import Computation, closed, first
+from ._computation import Computation, answering, closed, first
 from .discrete import accumulator, add
 
 
@@ -21,13 +21,24 @@ class Plan:
     """What both passes of a continuous adjoint know statically.
 
     `index`: its nodes among the sampler's states, from data to noise; `stored`: those of which the state is kept; `visited`: those in whose
-    intervals the network is asked. sweep(linearise, a, total, kept, per_step, nodes) integrates from the first node to the last and
-    gathers the cotangents of what linearise(x, t, per_step) -> (prediction, its transpose) is linear in.
+    intervals the network is asked. sweep(linearise, a, total, kept, per_step, nodes, noisy) integrates from the first node to the last and
+    gathers the cotangents of what linearise(x, t, per_step) -> (prediction, its transpose) is linear in: (x, shared, per_step). It returns
+    (a, total, trail); between(trail, nodes, noise_share) finds from the trail the gradients in (noise, per_step) of the intervals between the
+    nodes, noise_share(a, inputs_i) being G_i^T a. Where `between` is None, these have no gradient.
     """
 
-    def __init__(self, computation: Computation, name: str, index: np.ndarray, stored: np.ndarray, visited: np.ndarray, sweep: Callable):
+    def __init__(
+        self,
+        computation: Computation,
+        name: str,
+        index: np.ndarray,
+        stored: np.ndarray,
+        visited: np.ndarray,
+        sweep: Callable,
+        between: Callable | None = None,
+    ):
         self.recall, self.save, self.n = computation.solver.recall, computation.save, computation.steps
-        self.name, self.index, self.stored, self.visited, self.sweep = name, index, stored, visited, sweep
+        self.name, self.index, self.stored, self.visited, self.sweep, self.between = name, index, stored, visited, sweep, between
         self.exact_last, self.exact_first = index[0] < self.n, index[-1] > 0
 
 
@@ -37,7 +48,10 @@ def run(computation: Computation, nodes: Any, plan: Plan) -> tuple[State, Any]:
     carry, inputs = computation.carry(), computation.inputs()
     step = closed(computation.step, shared, carry, first(inputs))
     predict = closed(computation.predict, shared, first(inputs).per_step, inputs.t0[0], computation.x)
-    return _run((step, predict, shared, carry, inputs), nodes, plan)
+    blank = lambda carry, inputs: computation.advance(answering(computation.term, zeros_like(computation.x)), None, carry, inputs)  # noqa: E731
+    given = inputs.noise is not None and jnp.issubdtype(inputs.noise.dtype, jnp.floating)
+    linear = closed(blank, carry, first(inputs)) if given else None
+    return _run((step, predict, linear, shared, carry, inputs), nodes, plan)
 
 
 @eqx.filter_custom_vjp
@@ -47,16 +61,16 @@ def _run(vjp_arg: Any, nodes: Any, plan: Plan) -> tuple[State, Any]:
 
 @_run.def_fwd
 def _forward(perturbed: Any, vjp_arg: Any, nodes: Any, plan: Plan) -> tuple[Any, Any]:
-    if any(jax.tree.leaves(perturbed[4])):
-        raise ValueError(
-            f"{plan.name} gives no gradient in the grid, the process or per-step leaves: use DiscreteAdjoint, or jax.lax.stop_gradient on them."
-        )
+    inputs = perturbed[5]
+    if any(jax.tree.leaves(inputs if plan.between is None else inputs._replace(per_step=None, noise=None))):
+        what = "the grid, the process or per-step leaves" if plan.between is None else "the grid or the process"
+        raise ValueError(f"{plan.name} gives no gradient in {what}: use DiscreteAdjoint, or jax.lax.stop_gradient on them.")
     out, kept = _forward_pass(vjp_arg, plan)
     return out, (kept, perturbed)
 
 
 def _forward_pass(vjp_arg: Any, plan: Plan) -> tuple[Any, Any]:
-    step, _, shared, carry, inputs = vjp_arg
+    step, _, _, shared, carry, inputs = vjp_arg
     record = lambda following: following[0] if plan.save else None  # noqa: E731
     carry, kept, states = run_keeping(step, shared, carry, inputs, plan.stored, record)
     return (carry[0], states), kept
@@ -87,38 +101,50 @@ def run_keeping(step: Callable, shared: Any, carry: Any, inputs: Any, nodes: np.
 @_run.def_bwd
 def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, nodes: Any, plan: Plan) -> Any:
     kept, perturbed = residuals
-    step, predict, shared, (x_T, state), inputs = vjp_arg
+    step, predict, linear, shared, (x_T, state), inputs = vjp_arg
     adjoint, cotangent_states = cotangents
     if cotangent_states is not None:
         raise ValueError(f"{plan.name} differentiates the final state only: use DiscreteAdjoint for a loss on a saved trajectory.")
-    differentiated, fixed = eqx.partition((step, predict, shared), perturbed[:3])
+    differentiated, fixed = eqx.partition((step, predict, shared), (*perturbed[:2], perturbed[3]))
+    given, rest = eqx.partition(inputs, perturbed[5])  # of which per-step leaves and the noise
     total = jax.tree.map(accumulator, differentiated)
 
-    def exact(adjoint: State, total: Any, x: State, i: int) -> tuple[State, Any]:
+    def exact(adjoint: State, total: Any, x: State, i: int) -> tuple[State, Any, Any]:
         """Interval i through the solver's own step."""
 
-        def local(x: State, differentiated: Any) -> State:
+        def local(x: State, differentiated: Any, here: Any) -> State:
             step, _, shared = eqx.combine(differentiated, fixed)
-            return step(shared, plan.recall(x, state), first(inputs, i))[0]
+            return step(shared, plan.recall(x, state), eqx.combine(here, first(rest, i)))[0]
 
-        adjoint, shares = jax.vjp(local, x, differentiated)[1](adjoint)
-        return adjoint, jax.tree.map(add, total, shares)
+        adjoint, shares, own = jax.vjp(local, x, differentiated, first(given, i))[1](adjoint)
+        return adjoint, jax.tree.map(add, total, shares), jax.tree.map(lambda leaf: leaf[None], own)
 
+    def linearise(x: State, t: Any, per_step: Any) -> tuple[State, Callable]:
+        here, here_fixed = eqx.partition(per_step, perturbed[5].per_step)
+
+        def local(x: State, differentiated: Any, here: Any) -> State:
+            _, predict, shared = eqx.combine(differentiated, fixed)
+            return predict(shared, eqx.combine(here, here_fixed), t, x)
+
+        return jax.vjp(local, x, differentiated, here)
+
+    def noise_share(a: State, inputs: Any) -> Any:
+        return jax.vjp(lambda noise: linear((x_T, state), inputs._replace(noise=noise))[0], inputs.noise)[1](a)[0]
+
+    shares = []
     if plan.exact_last:
-        adjoint, total = exact(adjoint, total, kept[0] if len(kept) else x_T, plan.n - 1)
+        adjoint, total, own = exact(adjoint, total, kept[0] if len(kept) else x_T, plan.n - 1)
+        shares.append(own)
     if len(kept):
         per_step = jax.tree.map(lambda leaf: leaf[np.minimum(plan.visited, plan.n - 1)], inputs.per_step)
-
-        def linearise(x: State, t: Any, per_step: Any) -> tuple[State, Callable]:
-            def local(x: State, differentiated: Any) -> State:
-                _, predict, shared = eqx.combine(differentiated, fixed)
-                return predict(shared, per_step, t, x)
-
-            return jax.vjp(local, x, differentiated)
-
-        adjoint, total = plan.sweep(linearise, adjoint, total, kept, per_step, nodes)
+        adjoint, total, trail = plan.sweep(linearise, adjoint, total, kept, per_step, nodes, given.noise is not None)
+        if plan.between is not None and jax.tree.leaves(given):
+            inner = jax.tree.map(lambda leaf: leaf[plan.index[-1] : plan.index[0]], (given, inputs))
+            shares.append(plan.between(trail, nodes, inner, noise_share))
     if plan.exact_first:
-        adjoint, total = exact(adjoint, total, x_T, 0)
-    step_share, predict_share, shared_share = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, differentiated)
-    nothing = jax.tree.map(lambda _: None, (state, inputs))
-    return step_share, predict_share, shared_share, (adjoint, nothing[0]), nothing[1]
+        adjoint, total, own = exact(adjoint, total, x_T, 0)
+        shares.append(own)
+    of_inputs = jax.tree.map(lambda *parts: jnp.concatenate(parts[::-1]), *shares) if jax.tree.leaves(given) else given
+    of_step, of_predict, of_shared = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, differentiated)
+    of_linear, of_state = jax.tree.map(lambda _: None, (linear, state))
+    return of_step, of_predict, of_linear, of_shared, (adjoint, of_state), of_inputs

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .._numerics import zeros_like
-from ..terms import DiffusionTerm
-from ._computation import Computation, Inputs, add_to_value, closed, first
+from ._computation import Computation, Inputs, add_to_value, answering, closed, first
 from ._interpolation import Plan, Table, Way
 from .discrete import constant
 
@@ -32,8 +31,7 @@ def parts(computation: Computation) -> tuple:
 
 
 def _advance(computation: Computation, p: Any, carry: Any, inputs: Inputs) -> Any:
-    term = DiffusionTerm(lambda x, t, args: p, computation.term.process, computation.term.prediction)
-    return computation.advance(term, None, carry, inputs)
+    return computation.advance(answering(computation.term, p), None, carry, inputs)
 
 
 def scales(computation: Computation, plan: Plan) -> Scales:

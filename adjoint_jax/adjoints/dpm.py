@@ -13,7 +13,6 @@ r rho should divide w by r. Euler's multiplies it by 2 - r; a method whose facto
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import diffrax
@@ -28,7 +27,7 @@ from ..networks import conversions
 from ..solvers.singlestep import Tableau, stage_time, tableau_of
 from ..splitting import Splitting, level
 from ..terms import DiffusionTerm
-from ._base import AbstractSamplerAdjoint, check_ode
+from ._base import AbstractSamplerAdjoint, followed
 from ._computation import Computation
 from ._continuous import Plan, run
 from ._nodes import choose
@@ -74,7 +73,7 @@ class AdjointDPM(AbstractSamplerAdjoint):
         tableau_of(self.solver)
 
     def run(self, computation: Computation) -> tuple[State, Any]:
-        check_ode(self, computation)
+        followed(self, computation)
         lams = computation.term.process.lam(computation.ts)
         index = choose(computation.ts, lams, self.steps, self.nodes, "AdjointDPM")
         if len(index) < 2:
@@ -85,7 +84,7 @@ class AdjointDPM(AbstractSamplerAdjoint):
         table = lay_out(computation.term, tableau, computation.ts[index])
         table = constant(Table(*(jnp.asarray(value, None if value.dtype == int else computation.x.dtype) for value in table)))
         table = varying_like(table, computation.x)._replace(gather=table.gather)  # as AdjointDEIS' `gather`
-        sweep = partial(integrate, tableau, self.states == "resolved", self.unroll)
+        sweep = lambda *given: (*integrate(tableau, self.states == "resolved", self.unroll, *given[:-1]), None)  # noqa: E731
         stored = index[:1] if self.states == "resolved" else index
         return run(computation, table, Plan(computation, "AdjointDPM", index, stored, index, sweep))
 
@@ -139,7 +138,7 @@ def integrate(
             w_s = _moved(w, row.length, tableau.a[s], slopes)
             x = row.alpha[s] * _moved(y, row.length, tableau.a[s], outputs) if resolved else jnp.tensordot(row.near[s], near, 1)
             p, transpose = linearise(x, t, per_step)
-            of_x, shares = transpose(row.of_p[s] * w_s)
+            of_x, shares, _ = transpose(row.of_p[s] * w_s)
             slopes.append(-row.alpha[s] * (row.of_x[s] * w_s + of_x))
             outputs.append(row.of_x[s] * x + row.of_p[s] * p)
             weight = row.gather[s]

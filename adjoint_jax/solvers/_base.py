@@ -58,8 +58,13 @@ class AbstractSampler(diffrax.AbstractSolver):
         return 0
 
     @property
+    def tau(self) -> float | None:
+        """The stochasticity of the SDE that the steps tend to as they get shorter, 0 for the ODE; None where they tend to no such SDE."""
+        return None if self.draws else 0.0
+
+    @property
     def follows_ode(self) -> bool:
-        """Whether each state alone follows the ODE, so that a continuous adjoint may visit it."""
+        """Whether each state alone follows the ODE (the SDE), so that a continuous adjoint may visit it."""
         return True
 
     def func(self, terms: Any, t0: Any, y0: State, args: Args) -> State:

@@ -133,6 +133,10 @@ class Ancestral(_Around):
         self.solver, self.eta, self.s_noise = _checked(solver, "Ancestral"), checked_eta(eta, "Ancestral"), float(s_noise)
 
     @property
+    def tau(self) -> float | None:
+        return self.eta  # as DDIM's
+
+    @property
     def pattern(self) -> Pattern:
         base = self.solver.pattern
         x = (*((base.x,) if isinstance(base.x, str) else base.x), "z0")
@@ -178,6 +182,10 @@ class DPMSolverPPSDE(AbstractLinear):
 
     def order(self, terms: Any) -> int:
         return 1
+
+    @property
+    def tau(self) -> float | None:
+        return self.eta
 
     @property
     def pattern(self) -> Pattern:

@@ -3,7 +3,8 @@
     x_t = alpha_t x0 + sqrt(sigma_t^2 - s^2) eps + s z,      s = eta alpha_t (rho_t/rho_s) sqrt(rho_s^2 - rho_t^2)     (1)
 
 eta = 0 is the ODE's first-order step, eta = 1 ancestral sampling of DDPM with the small variance, in between k-diffusion's
-Euler-ancestral. Invariant under x -> c x, hence for every process.
+Euler-ancestral. Small steps are those of the reverse SDE of tau = eta: s^2 -> eta^2 alpha_t^2 (rho_s^2 - rho_t^2) as rho_t -> rho_s, and
+sqrt(sigma_t^2 - s^2)/alpha_t - rho_s -> -(1 + eta^2) (rho_s - rho_t). Invariant under x -> c x, hence for every process.
 """
 
 from typing import Any
@@ -51,6 +52,10 @@ class DDIM(AbstractLinear):
 
     def order(self, terms: Any) -> int:
         return 1
+
+    @property
+    def tau(self) -> float | None:
+        return self.eta
 
     @property
     def pattern(self) -> Pattern:

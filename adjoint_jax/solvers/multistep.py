@@ -49,6 +49,10 @@ class AbstractMultistep(AbstractLinear):
         return self.steps_back
 
     @property
+    def tau(self) -> float | None:
+        return self.splitting.tau
+
+    @property
     def window(self) -> int:
         return self.steps_back
 

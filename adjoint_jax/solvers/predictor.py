@@ -41,6 +41,10 @@ class AbstractPredictorCorrector(AbstractLinear):
         return max(self.predictor, self.corrector)
 
     @property
+    def tau(self) -> float | None:
+        return self.splitting.tau
+
+    @property
     def window(self) -> int:
         return max(self.predictor, self.corrector, 2 if self.corrector else 1)
 
@@ -214,6 +218,10 @@ class SASolver(AbstractPredictorCorrector):
         self.predictor = checked_order(predictor, 4, "SASolver")
         self.corrector = checked_order(corrector, 4, "SASolver's corrector") if corrector else 0
         self.lower_order_final, self.uncorrected, self.denoise = lower_order_final, (), bool(denoise)
+
+    @property
+    def tau(self) -> float | None:
+        return None if self.taus else super().tau
 
     def use(self, valid: Any, steps: int) -> Any:
         masks = super().use(valid, steps)

@@ -46,6 +46,10 @@ class Prescribed(AbstractLinear):
         return self.solver.order(terms)
 
     @property
+    def tau(self) -> float | None:
+        return self.solver.tau
+
+    @property
     def pattern(self) -> Pattern:
         return self.solver.pattern._replace(counted=True)
 

@@ -79,6 +79,10 @@ class ExponentialStages(AbstractLinear):
         return self.steps_back
 
     @property
+    def tau(self) -> float | None:
+        return self.splitting.tau
+
+    @property
     def pattern(self) -> Pattern:
         s = self.steps_back
         draws = [f"z{j}" for j in range(s)] if self.splitting.stochastic else []
