@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import diffrax
@@ -123,9 +124,5 @@ PEERS = {
     "diffrax RecursiveCheckpointAdjoint": Peer((*EVERY, "unet64"), _checkpointed),
     "diffrax BacksolveAdjoint (Heun)": Peer(EVERY, _backsolved),
 }
-try:
-    import torchdiffeq as _  # pyright: ignore[reportMissingImports]
-
+if find_spec("torchdiffeq"):
     PEERS["torchdiffeq odeint_adjoint (midpoint)"] = Peer(("mixture",), _torchdiffeq)
-except ImportError:
-    pass

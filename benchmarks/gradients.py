@@ -120,20 +120,20 @@ def methods(case: Case, nodes: tuple[int, ...]) -> Iterator[tuple[str, int, Call
 def counting(term: aj.DiffusionTerm) -> aj.DiffusionTerm:
     """A term whose network counts its evaluations in `COUNTED`."""
 
-    def tick(name: str) -> None:
-        jax.debug.callback(lambda: COUNTED.update({name: COUNTED[name] + 1}))
+    def tick(name: str, x: Any) -> None:  # of x, for else it would leave the loop
+        jax.debug.callback(lambda _: COUNTED.update({name: COUNTED[name] + 1}), x.ravel()[0])
 
     @jax.custom_vjp
     def counted(x: Any) -> Any:
-        tick("F")
+        tick("F", x)
         return x
 
     def forward(x: Any) -> Any:
-        tick("F")
+        tick("F", x)
         return x, None
 
     def backward(_: Any, cotangent: Any) -> Any:
-        tick("B")
+        tick("B", cotangent)
         return (cotangent,)
 
     counted.defvjp(forward, backward)

@@ -48,7 +48,8 @@ class Network:
         stored = lambda x, i: jax.tree.leaves(self.linearise(x, i)[1])  # noqa: E731
         traced = jax.make_jaxpr(stored)(carry[0], 0)
         differ = _following(traced.jaxpr)
-        live, _ = partial_eval.dce_jaxpr(traced.jaxpr, [not each for each in differ], instantiate=True)
+        silent = traced.jaxpr.replace(eqns=[equation for equation in traced.jaxpr.eqns if equation.outvars])  # without what only prints
+        live, _ = partial_eval.dce_jaxpr(silent, [not each for each in differ], instantiate=True)
         once = iter(eval_jaxpr(live, traced.consts, carry[0], 0))
         fixed = [None if each else next(once) for each in differ]
         buffers = [

@@ -164,7 +164,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, scales: Sca
         zeros_like(inputs.noise) if noisy else None,
     )
     dtype = carry[0].dtype
-    way = Way(*(jnp.asarray(each, dtype if each.dtype == np.float64 else each.dtype) for each in rule.way))
+    way = Way(*(jnp.asarray(each, dtype) if each.dtype == np.float64 else jnp.asarray(each) for each in rule.way))
     (kappa, known, total, noises), by_node = jax.lax.scan(body, start, (way, jnp.arange(len(rule.index)), omega))
     if len(rule.tail):
         kappa, noises = sweep.along(kappa, len(rule.tail) - 1, len(rule.tail), jnp.asarray(rule.tail, dtype), known, noises)
