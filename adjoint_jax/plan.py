@@ -22,14 +22,19 @@ import jax.numpy as jnp
 
 from ._types import Args, ArrayLike, State
 from ._work import flops
-from .adjoints import AdjointDEIS, DiscreteAdjoint, PerStep
+from .adjoints import AdjointDEIS, AdjointDPM, DiscreteAdjoint, InterpolatedAdjoint, LastK, PerStep, ReversibleAdjoint
 from .adjoints._storage import HOST, stored_bytes
 from .audit import chosen_inputs, filled_args
 from .sample import prepare
+from .solvers import AbstractPaired
 from .terms import DiffusionTerm
 
 SHORT = 3
 """Steps of the programs that are compiled: XLA writes shorter loops out."""
+
+
+PREFERRED = (InterpolatedAdjoint, AdjointDEIS, AdjointDPM, LastK)
+"""The approximate ones, the best first."""
 
 
 class PlanRow(NamedTuple):
@@ -73,7 +78,8 @@ def plan(
 
     The bytes are the temporaries of the compiled gradient on the default device, without its arguments (term, x_T and args; weights that are
     constants of the program instead are laid out otherwise), its answers and the loss. Where no exact adjoint fits, the best is the
-    `AdjointDEIS` of most steps that does. Nothing is run.
+    `InterpolatedAdjoint` of most nodes that does (with the weights of `fit_interpolation` it errs by a hundred times less at the same bytes and
+    cost), or the `AdjointDEIS` where the solver reads the network several times a step. Nothing is run.
 
     Args:
         term, x_T, args, grid, solver, key, noise: as in `sample`.
@@ -108,16 +114,29 @@ def plan(
     whole = eqx.filter_eval_shape(computation, chosen, arrays)
     carry = eqx.filter_eval_shape(lambda *a: computation(*a).carry(), chosen, arrays)
     measure = _Measure(objective, (chosen, arrays), whole.steps, 0 if noise is None else _bytes(whole.noise) // whole.steps)
-    rows = _exact(measure, _bytes(carry), budget_bytes)
-    if whole.noise is None and whole.solver.follows_ode:
-        rows += _approximate(measure, _bytes(carry[0]), budget_bytes)
+    paired = isinstance(whole.solver, AbstractPaired)
+    rows = _exact(measure, _bytes(carry), budget_bytes, paired)
+    rows += _approximate(measure, _bytes(carry[0]), budget_bytes, _families(objective, chosen, arrays))
     result = Plan(rows)
     result.budget_bytes = int(budget_bytes)
     fitting = [row for row in rows if row.fits]
     exact = sorted((row for row in fitting if row.exact), key=lambda row: row.cost)
-    if fitting:
-        result.best = (exact[0] if exact else max(fitting, key=lambda row: row.cost)).adjoint
+    rest = sorted((row for row in fitting if not row.exact), key=lambda row: (PREFERRED.index(type(row.adjoint)), -row.cost))
+    result.best = next((row.adjoint for row in (*exact, *rest)), None)
     return result
+
+
+def _families(objective: Callable, chosen: Any, arrays: Any) -> list[type]:
+    """Which approximate adjoints take this sampler: those that it can be traced with; x_T alone has no gradient by truncation."""
+    found: list[type] = []
+    for family in PREFERRED if set(chosen) != {"x_T"} else PREFERRED[:-1]:
+        adjoint = LastK(1) if family is LastK else family()
+        try:
+            jax.eval_shape(jax.grad(objective(adjoint, 2)), chosen, arrays)
+            found.append(family)
+        except ValueError:
+            continue
+    return found
 
 
 class _Measure:
@@ -148,8 +167,8 @@ class _Measure:
         return flops(jax.grad(value) if adjoint else value, *self.given) / self.short
 
 
-def _exact(measure: _Measure, carry: int, budget: int) -> list[PlanRow]:
-    """Keeping all, as many as fit, or none; states on the host; checkpoints of several levels."""
+def _exact(measure: _Measure, carry: int, budget: int, paired: bool) -> list[PlanRow]:
+    """Keeping all, as many as fit, or none; undoing the steps where they can be undone; states on the host; checkpoints of several levels."""
     n, recompute, keep = measure.steps, DiscreteAdjoint(), DiscreteAdjoint(keep="all")
     state, linearisation = measure.slope(recompute), measure.slope(keep)
     base_0, base_all = (measure.base(a, measure.short * slope) for a, slope in ((recompute, state), (keep, linearisation)))
@@ -167,6 +186,8 @@ def _exact(measure: _Measure, carry: int, budget: int) -> list[PlanRow]:
         k = fitting[-1]
         row(f"keep={k}", DiscreteAdjoint(keep=k), kept(k), work_0 - k / n * (work_0 - work_all))
     row("keep=0", recompute, kept(0), work_0)
+    if paired:
+        row("ReversibleAdjoint()", ReversibleAdjoint(), measure.base(ReversibleAdjoint(), 0), measure.work(ReversibleAdjoint()) or 3)
     if HOST is not None and jax.default_backend() != "cpu":
         row('states="host"', DiscreteAdjoint(states="host"), base_0, work_0 * (1 + 1e-6))  # transfers, so never before keep=0
     for levels in (2, 3, 4):
@@ -179,17 +200,27 @@ def _exact(measure: _Measure, carry: int, budget: int) -> list[PlanRow]:
     return rows
 
 
-def _approximate(measure: _Measure, x: int, budget: int) -> list[PlanRow]:
-    """The continuous adjoint at a quarter of the nodes, at half of them, and at as many as fit."""
-    n, every = measure.steps, AdjointDEIS(nodes="index")
-    base = measure.base(every, (measure.short + 1) * x)
-    forward, work_0 = measure.work(None), measure.work(DiscreteAdjoint())
-    node = (measure.work(every) - forward) * measure.short / (measure.short + 1)
-    rows = []
-    most = min(max(int((budget - base) // x) - 1, 1), n)
-    for steps in sorted({max(n // 4, 1), max(n // 2, 1), most}):
-        needed, cost = base + (steps + 1) * x, (n * forward + (steps + 1) * node) / (n * work_0) if work_0 else (n + 3 * (steps + 1)) / (3 * n)
-        rows.append(PlanRow(f"AdjointDEIS(steps={steps})", AdjointDEIS(steps=steps), False, int(needed), cost, needed <= budget))
+def _approximate(measure: _Measure, x: int, budget: int, families: list[type]) -> list[PlanRow]:
+    """Each at a quarter of the nodes, at half of them, and at as many as fit; truncation at a quarter of the steps."""
+    n, short, rows = measure.steps, measure.short, []
+    forward, work_0 = measure.work(None) or 1, measure.work(DiscreteAdjoint()) or 3
+    for family in families:
+        if family is LastK:
+            k, base = max(n // 4, 1), measure.base(LastK(short), short * x)
+            needed, cost = base + k * x, forward / work_0 + k / n * (1 - forward / work_0)
+            rows.append(PlanRow(f"LastK({k})", LastK(k), False, int(needed), cost, needed <= budget))
+            continue
+        every, make, further = {
+            InterpolatedAdjoint: (InterpolatedAdjoint(mode="PEC"), lambda m: InterpolatedAdjoint(steps=m, mode="PEC"), 0),
+            AdjointDEIS: (AdjointDEIS(nodes="index"), lambda m: AdjointDEIS(steps=m), 1),
+            AdjointDPM: (AdjointDPM(nodes="index"), lambda m: AdjointDPM(steps=m), 1),
+        }[family]
+        base = measure.base(every, (short + further) * x) if further else measure.base(make(2), 2 * x)  # with a step between the nodes
+        node = (measure.work(every) or 4 * (short + further) / short) * short - forward * short
+        most = min(max(int((budget - base) // x) - further, 2), n)
+        for steps in sorted({min(max(n // 4, 2), n), min(max(n // 2, 2), n), most}):
+            needed, cost = base + (steps + further) * x, (n * forward + (steps + further) * node / (short + further)) / (n * work_0)
+            rows.append(PlanRow(f"{family.__name__}(steps={steps})", make(steps), False, int(needed), cost, needed <= budget))
     return rows
 
 

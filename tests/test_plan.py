@@ -26,14 +26,28 @@ def problem(solver, wrt, steps, budget, network=convolutional, **more):
     return aj.plan(term, x, args, grid=grid, solver=solver, budget_bytes=budget, wrt=wrt, **more), (term, x, args, grid)
 
 
-@pytest.mark.parametrize(("solver", "wrt"), [(aj.DPMSolverPP(3), ("x_T",)), (aj.EDMHeun(), ("x_T", "args"))], ids=["x_T", "both"])
+@pytest.mark.parametrize(
+    ("solver", "wrt"),
+    [(aj.DPMSolverPP(3), ("x_T",)), (aj.EDMHeun(), ("x_T", "args")), (aj.solvers.BELM(), ("x_T",))],
+    ids=["x_T", "both", "pair"],
+)
 def test_bytes_are_those_of_the_compiled_gradient(solver, wrt):
-    """Within 10 % for the exact adjoints, and here within 5 % for the continuous one."""
+    """Within 10 % for all, at half of the nodes where there are several."""
     plan, (term, x, args, grid) = problem(solver, wrt, 20, 1_000_000)
-    for row in [row for row in plan if "levels=3" not in row.name and (row.exact or "steps=10" in row.name)]:
+    assert any("Reversible" in row.name for row in plan) == (solver == aj.solvers.BELM())
+    names = {row.name.split("(")[0] for row in plan if not row.exact}
+    assert (
+        names
+        == {
+            aj.DPMSolverPP(3): {"InterpolatedAdjoint", "AdjointDEIS", "AdjointDPM"},
+            aj.EDMHeun(): {"AdjointDEIS", "AdjointDPM", "LastK"},
+            aj.solvers.BELM(): {"InterpolatedAdjoint"},
+        }[solver]
+    )
+    for row in [row for row in plan if "levels=3" not in row.name and (row.exact or "steps=10" in row.name or "LastK" in row.name)]:
         loss = lambda x, args, row=row: jnp.sum(aj.sample(term, x, args, grid=grid, solver=solver, adjoint=row.adjoint) ** 2)  # noqa: E731
         program = jax.jit(jax.grad(loss, (0, 1) if "args" in wrt else 0)).lower(x, args).compile()
-        assert row.bytes == pytest.approx(program.memory_analysis().temp_size_in_bytes, rel=0.1 if row.exact else 0.05)
+        assert row.bytes == pytest.approx(program.memory_analysis().temp_size_in_bytes, rel=0.1), row.name
 
 
 def dense(x, t, args):
@@ -64,7 +78,7 @@ def test_the_cheapest_exact_one_that_fits():
 def test_stochastic_solvers_per_step_leaves_and_errors():
     key = jax.random.key(0)
     plan, _ = problem(aj.SDEDPMSolverPP(), ("x_T",), 8, 10**9, dense, key=key)
-    assert all(row.exact for row in plan)
+    assert {row.name.split("(")[0] for row in plan if not row.exact} == {"InterpolatedAdjoint", "AdjointDEIS"}
     args = {"w": aj.PerStep(jnp.ones((5, 16, 16), jnp.float32))}
     grid, term = aj.grids.log_snr(PROCESS, 5, t_start=0.8, t_end=0.1), aj.DiffusionTerm(dense, PROCESS)
     assert aj.plan(term, jnp.ones((8, 16), jnp.float32), args, grid=grid, budget_bytes=10**9, wrt=("x_T",)).best.keep == "all"
