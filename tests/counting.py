@@ -40,8 +40,8 @@ def computations(text):
     return entry, found
 
 
-def visits(text):
-    """Yields (instruction, computation, how often it runs, whether inside a loop)."""
+def visits(text, unknown=False):
+    """Yields (instruction, computation, how often it runs, whether inside a loop). Loops of `unknown` length count once, or raise."""
     entry, found = computations(text)
     stack = [(entry, 1, False)]
     while stack:
@@ -50,11 +50,11 @@ def visits(text):
             yield instruction, found[name], times, looped
             is_loop = instruction.opcode == "while"
             trips = TRIPS.search(instruction.rest)
-            if is_loop and not trips:
+            if is_loop and not trips and not unknown:
                 raise ValueError(f"The loop {instruction.name} has no known trip count.")
             for single, several in CALLED.findall(instruction.rest):
                 for callee in [single] if single else re.findall(r"[\w.\-]+", several):
-                    stack.append((callee, times * int(trips[1]) if is_loop else times, looped or is_loop))
+                    stack.append((callee, times * int(trips[1]) if trips and is_loop else times, looped or is_loop))
 
 
 def dimensions(shape):
@@ -83,5 +83,5 @@ def matmul_flops(compiled):
 
 def all_reduces(compiled):
     """How many all-reduces stand inside loop bodies, and how many outside; a loop's trips are not multiplied."""
-    found = [looped for instruction, _, _, looped in visits(compiled.as_text()) if instruction.opcode in ALL_REDUCE]
+    found = [looped for instruction, _, _, looped in visits(compiled.as_text(), unknown=True) if instruction.opcode in ALL_REDUCE]
     return found.count(True), found.count(False)

@@ -1,5 +1,6 @@
 """The transposed steps of the interpolated adjoint: equations (1) and (2) of `adjoint_jax.adjoints.interpolated`."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,23 +37,22 @@ def _advance(computation: Computation, p: Any, carry: Any, inputs: Inputs) -> An
 
 def scales(computation: Computation, plan: Plan) -> Scales:
     """S by (1) on a state of one number."""
-    dtype, carry, inputs = computation.x.dtype, computation.carry(), computation.inputs()
-    one = jnp.zeros((1,) * computation.x.ndim, dtype)
-    small = jax.tree.map(lambda leaf: one if jnp.shape(leaf) == computation.x.shape else leaf, carry)
-    table = Table(*(jnp.asarray(value, dtype) for value in plan.table))
-    noise = None if inputs.noise is None else jnp.zeros((plan.n, computation.solver.draws, *one.shape), dtype)
-    steps = inputs._replace(noise=noise, per_step=None)
+    one = jnp.zeros((1,) * computation.x.ndim, computation.x.dtype)
+    noise = None if computation.noise is None else jnp.zeros((plan.n, computation.solver.draws, *one.shape), one.dtype)
+    small = dataclasses.replace(computation, x=one, args=None, noise=noise, aux=None, start=None)
+    carry, inputs = small.carry(), small.inputs()
+    table = Table(*(jnp.asarray(value, one.dtype) for value in plan.table))
 
     def body(kappa: Any, slices: Any) -> tuple[Any, Any]:
         inputs_i, row, size = slices
-        size = size / whole(computation, kappa).ravel()[0]
+        size = size / whole(small, kappa).ravel()[0]
         kappa = jax.tree.map(lambda leaf: leaf * size, kappa)
-        advance = lambda p, carry: _floats(_advance(computation, p, eqx.combine(carry, small), inputs_i))  # noqa: E731
-        q, (x, state) = jax.vjp(advance, one, _floats(small))[1](kappa)
+        advance = lambda p, floats: _floats(_advance(small, p, eqx.combine(floats, carry), inputs_i))  # noqa: E731
+        q, (x, state) = jax.vjp(advance, one, _floats(carry))[1](kappa)
         return (x + ((row.fraction / row.sigma) - row.of_x) / row.of_p * q, state), q.ravel()[0]
 
-    start = add_to_value(jax.tree.map(zeros_like, _floats(small)), one + 1, False)
-    _, s = jax.lax.scan(body, start, (steps, table, jnp.asarray(1 / plan.scale[1:], dtype)), reverse=True)
+    start = add_to_value(jax.tree.map(zeros_like, _floats(carry)), one + 1, False)
+    _, s = jax.lax.scan(body, start, (inputs, table, jnp.asarray(1 / plan.scale[1:], one.dtype)), reverse=True)
     return constant(Scales(s, table))
 
 

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._numerics import is_concrete, zeros_like
+from .._numerics import is_concrete, varying_like, zeros_like
 from ..solvers.linear import AbstractLinear
 from ._base import AbstractSamplerAdjoint
 from ._computation import Computation, add_to_value, run_forward, value_of
@@ -143,7 +143,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, scales: Sca
     cotangent, states = cotangents
     network, rule = _network(vjp_arg, perturbed), plan.rule
     noisy = any(jax.tree.leaves(perturbed[5].noise))
-    sweep = Sweep(linear, carry, inputs, states, noisy, scales, plan.paired)
+    sweep = Sweep(linear, carry, inputs, states, noisy, varying_like(scales, carry[0]), plan.paired)
     spread = _spread(rule, scales, network)
     omega = jax.tree.map(lambda share: jnp.sum(share, axis=0), spread[0])
 
@@ -156,18 +156,18 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, scales: Sca
         base = jax.tree.map(lambda new, old: jnp.where(way.restart, new, old), kappa, base)
         return (base, jnp.concatenate([r[None], known[:-1]]), total, noises), shares[1]
 
-    known = jnp.zeros((plan.order, *carry[0].shape), carry[0].dtype)
+    table = lambda values: varying_like(jnp.asarray(values, dtype) if values.dtype == np.float64 else jnp.asarray(values), carry[0])  # noqa: E731
+    dtype, known = carry[0].dtype, varying_like(jnp.zeros((plan.order, *carry[0].shape), carry[0].dtype), carry[0])
     start = (
         add_to_value(sweep.zero, cotangent, plan.paired),
         known,
         jax.tree.map(accumulator, network.differentiated),
         zeros_like(inputs.noise) if noisy else None,
     )
-    dtype = carry[0].dtype
-    way = Way(*(jnp.asarray(each, dtype) if each.dtype == np.float64 else jnp.asarray(each) for each in rule.way))
+    way = Way(*map(table, rule.way))
     (kappa, known, total, noises), by_node = jax.lax.scan(body, start, (way, jnp.arange(len(rule.index)), omega))
     if len(rule.tail):
-        kappa, noises = sweep.along(kappa, len(rule.tail) - 1, len(rule.tail), jnp.asarray(rule.tail, dtype), known, noises)
+        kappa, noises = sweep.along(kappa, len(rule.tail) - 1, len(rule.tail), table(rule.tail), known, noises)
     of_predict, of_shared = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, network.differentiated)
     of_per_step = jax.tree.map(lambda share, weights: jnp.tensordot(weights.astype(share.dtype), share, 1), by_node, spread[1])
     of_step, of_linear, of_inputs = jax.tree.map(lambda _: None, (step, linear, inputs))
