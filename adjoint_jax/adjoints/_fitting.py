@@ -1,11 +1,13 @@
 """The nodes and weights of an interpolated adjoint by least squares on what a pilot recorded, on the host.
 
 Of r_i, u_i (`adjoint_jax.adjoints.interpolated`) and g_i = u_i^T dp_i/dtheta at every step of a pilot all that is needed is their products, G.
-Between nodes j > k, step i is fitted by r at k and the last order - 1 nodes before it, and u_i; its error enters dL/dx_i as
+Between nodes j > k, step i is fitted by r at k and the last order - 1 nodes before it, and u_i; and before r at k is known, by the last order
+nodes. An error of r_i enters dL/dx_i as
 
     e_i = |S_i / (sigma_i b_i)| ||r_i - sum_m w_m r_m - w_u u_i|| / ||dL/dx_i||,      eps = a x + b p,                    (1)
 
-and the M nodes are those of least sum_i e_i^2, by dynamic programming over the gaps. Predicted error: the root of that sum.
+and that of the way ahead enters r at the node, so that a gap costs sum_i e_i^2 + ||S_k r_k / (sigma_k b_k)||^2 / ||dL/dx_k||^2 sum_i (e_i ahead)^2.
+The M nodes are those of least cost, by dynamic programming over the gaps. Predicted error: the root of the cost.
 """
 
 from typing import Any, NamedTuple
@@ -61,7 +63,9 @@ class Moments:
             past = list(range(j, min(j + q, n)))
             found[n - 1 - j, n] = self._cost(np.arange(j), past)
             for k in range(max(j - 1 - LONGEST_GAP, 0), j):
-                found[n - 1 - j, n - 1 - k] = self._cost(np.arange(k + 1, j), [k, *past[: q - 1]])
+                steps = np.arange(k + 1, j)
+                within, before = self._cost(steps, [k, *past[: q - 1]]), self._cost(steps, past)
+                found[n - 1 - j, n - 1 - k] = within + self.influence[k] * self.gram[k, k] * before
         return found
 
     def _cost(self, targets: np.ndarray, known: list[int]) -> float:
