@@ -52,13 +52,14 @@ def slopes(solver, adjoint):
 STOCK = (diffrax.Euler(), diffrax.Heun(), diffrax.Bosh3())
 SAMPLERS = [
     (aj.DDIM(), 1),
-    *((aj.DEIS(order, variable), order) for order in (2, 3, 4) for variable in ("t", "rho", "lam")),
-    *((aj.DPMSolverPP(order), order) for order in (1, 2, 3)),
-    *((aj.Exponential(order, 0.7), order) for order in (1, 2, 3)),
+    *((aj.DEIS(order, variable), order) for order, variable in ((2, "rho"), (3, "t"), (4, "t"), (4, "lam"))),
+    *((aj.DPMSolverPP(order), order) for order in (2, 3)),
+    *((aj.Exponential(order, 0.7), order) for order in (1, 3)),
     (aj.Exponential(4, 0.7), 3.75),  # the start, of order 1, begins to show: 3.56 here, 3.1 from 320 to 640
     (aj.Exponential(3, 1.0, "theta"), 3),
     (aj.Exponential(2, np.array([0.5, 1.0])), 2),
-    *((aj.ExponentialRK(stock, c), order) for c in (0.7, np.inf) for order, stock in enumerate(STOCK, 1)),
+    *((aj.ExponentialRK(stock, 0.7), order) for order, stock in enumerate(STOCK, 1)),
+    (aj.ExponentialRK(diffrax.Bosh3()), 3),
     (aj.ExponentialRK(diffrax.Tsit5(), 0.0), 5),
     (aj.solvers.PlainRK(diffrax.Heun()), 2),
     (aj.solvers.PNDM(4, "heun"), 2),
@@ -137,7 +138,7 @@ def test_the_published_convergence_is_complete():
 
 # 160 to 320 steps is not yet asymptotic for every frame: PEC at sigma_data 0.8 and 2 slopes 1.5 to 2 where the terms of two orders partly cancel.
 FRAMES = ((1.0, "PECE"), (np.inf, "PECE"), (1.5, "PEC"), (1.0, "AB"))
-ADJOINTS = [(aj.AdjointDEIS(order, c, mode=mode), order) for order in (1, 2, 3, 4) for c, mode in FRAMES]
+ADJOINTS = [(aj.AdjointDEIS(1), 1), *((aj.AdjointDEIS(order, c, mode=mode), order) for order in (2, 3, 4) for c, mode in FRAMES)]
 PUBLISHED = [(aj.AdjointDEIS(order, np.inf, published=True), order) for order in (1, 2)]
 
 

@@ -28,7 +28,7 @@ SOLVERS = {
     "EDICT, no leapfrog": S.EDICT(leapfrog=False),
     "EDICT(0.7)": S.EDICT(sigma_data=0.7),
     "Rex": aj.Rex(),
-    "Rex(Bosh3, noise)": aj.Rex(diffrax.Bosh3(), sigma_data=np.inf),
+    "Rex(Heun, noise)": aj.Rex(diffrax.Heun(), sigma_data=np.inf),
     "Rex(Heun, channels)": aj.Rex(diffrax.Heun(), sigma_data=np.array([0.5, 1.0])),
 }
 NOISY = {"DDIM(1)": aj.DDIM(1.0), "DDIM(0.3)": aj.DDIM(0.3), "2M": aj.SDEDPMSolverPP(2), "tau 0.5": aj.SDEDPMSolverPP(1, tau=0.5)}
@@ -186,7 +186,7 @@ def test_the_stochastic_rex_is_undone_along_its_path(name):
     assert relative(again.x, IMAGE) > 0.1
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.parametrize("name", ["Midpoint", "Heun, noise"])
 def test_the_stochastic_rex_has_exact_gradients(name):
     """DiscreteAdjoint is autodiff to 1e-12 in x, aux and the noise, on six steps, in both directions."""
     solver, ts = STOCHASTIC[name], np.linspace(0.6, 0.3, 7)

@@ -107,9 +107,9 @@ def test_discrete_adjoint_is_autodiff(solver):
                 assert relative(one, two) < 1e-12, (name, prediction)
 
 
-@pytest.mark.parametrize(("solver", "process"), [(name, list(PROCESSES)[i % len(PROCESSES)]) for i, name in enumerate(SOLVERS)])
+@pytest.mark.parametrize(("solver", "process"), [(name, list(PROCESSES)[i // 2 % len(PROCESSES)]) for i, name in enumerate(SOLVERS)][::2])
 def test_gradient_in_the_grid(solver, process):
-    """To 1e-12 through the public face: every solver, every process."""
+    """To 1e-12 through the public face: every other solver (that in the weights is tested for all, above), every process."""
     term = aj.DiffusionTerm(network, PROCESSES[process], "v")
 
     def run(x, ts, adjoint):
@@ -157,8 +157,7 @@ def test_no_adjoint_changes_the_sample(solver):
         assert relative(jax.vjp(run, X)[0], plain) < 1e-12
 
 
-@pytest.mark.parametrize("process", list(PROCESSES))
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(("name", "process"), [(name, list(PROCESSES)[(i + k) % 6]) for i, name in enumerate(SOLVERS) for k in (0, 2, 3)])
 def test_rows_of_a_traced_grid_in_float32(name, process):
     """The weights that the graph computes in float32 differ from the host's by 1e-5 of the largest of their kind, steps in lam being even."""
     solver, steps = SOLVERS[name], N if name in BOUND else 8
