@@ -96,8 +96,7 @@ class Case:
         if steps not in self.extra:
             p = self.pilot
             self.extra[steps] = fit_interpolation(p.term, p.x_T, p.args, grid=self.grid, solver=self.solver, steps=steps, pilots=2, **self.key(9))
-        one = self.extra[steps]
-        return InterpolatedAdjoint(one.order, one.sigma_data, one.steps, one.nodes, one.mode, keep, one.fitted)
+        return InterpolatedAdjoint(keep=keep, fitted=self.extra[steps].fitted)
 
 
 def methods(case: Case, nodes: tuple[int, ...]) -> Iterator[tuple[str, int, Callable[[], Any]]]:

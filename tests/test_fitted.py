@@ -73,6 +73,16 @@ def test_a_tolerance_chooses_the_nodes():
     assert relative(gradients(X, tight)[0], exact) < relative(gradients(X, loose)[0], exact)
 
 
+def test_a_file_holds_a_fit(tmp_path):
+    fit, gradients = problem()
+    adjoint = fit(steps=6)
+    adjoint.fitted.save(tmp_path / "fit.npz")
+    read = InterpolatedAdjoint(fitted=aj.adjoints.Fitted.load(tmp_path / "fit.npz"))
+    assert (read.fitted.error, read.nodes, read.order) == (adjoint.fitted.error, adjoint.nodes, adjoint.order)
+    for one, two in zip(gradients(X, read), gradients(X, adjoint), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 def test_cost():
     """N forward evaluations, then a backward one a node, and a forward one unless its linearisation was kept; memory of the nodes alone."""
     weight, grid = jnp.eye(64), aj.grids.log_snr(PROCESSES["vp_linear"], N)
@@ -90,7 +100,11 @@ def test_cost():
         (lambda: problem()[0](steps=0), "choose between 1 and"),
         (lambda: problem()[0](steps=N + 1), "choose between 1 and"),
         (lambda: problem(solver=aj.solvers.ExponentialStages(2))[0](steps=4), "read the network once"),
-        (lambda: aj.sample(TERM, X, ARGS, grid=np.linspace(0.9, 0.1, 5), adjoint=problem()[0](steps=4)), "fitted to 20 steps"),
+        (
+            lambda: aj.sample(TERM, X, ARGS, grid=np.linspace(0.9, 0.1, 5), adjoint=problem()[0](steps=4)),
+            "fitted to 20 steps of .* another grid, of 4",
+        ),
+        (lambda: aj.sample(TERM, X, ARGS, grid=GRID, solver=aj.DDIM(), adjoint=problem()[0](steps=4)), "another solver, DDIM"),
         (lambda: jax.grad(lambda x: jnp.sum(aj.sample(TERM, x, ARGS | {"more": X}, grid=GRID, adjoint=problem()[0](steps=4))))(X), "other leaves"),
     ],
 )

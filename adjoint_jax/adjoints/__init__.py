@@ -4,6 +4,7 @@ from diffrax import DirectAdjoint as DirectAdjoint
 
 from ._base import AbstractSamplerAdjoint as AbstractSamplerAdjoint
 from ._computation import PerStep as PerStep
+from ._interpolation import Fitted as Fitted
 from .deis import AdjointDEIS as AdjointDEIS
 from .discrete import DiscreteAdjoint as DiscreteAdjoint
 from .dpm import AdjointDPM as AdjointDPM

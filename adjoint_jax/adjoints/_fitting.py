@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..search import cheapest_nodes
+from .._paths import cheapest_nodes
 from ._interpolation import Rule, Way
 
 LONGEST_GAP = 64

@@ -1,6 +1,8 @@
 """Where the interpolated adjoint linearises the network, and the weights of its polynomials: (1) to (3) of `adjoint_jax.adjoints.interpolated`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,11 +48,45 @@ class Rule(NamedTuple):
     gather: Any
 
 
+@dataclass(frozen=True, eq=False)
 class Fitted:
-    """A rule that was fitted to a sampler of `steps` steps, and the predicted relative error of dL/dx_T."""
+    """Nodes and weights fitted to a sampler: for its `grid` and the class of its `solver`, order and sigma_data those of the interpolation.
 
-    def __init__(self, rule: Rule, error: float, steps: int):
-        self.rule, self.error, self.steps = rule, error, steps
+    `error` is the predicted relative error of dL/dx_T.
+    """
+
+    rule: Rule
+    error: float
+    grid: np.ndarray
+    solver: str
+    order: int
+    sigma_data: float
+
+    def check(self, computation: Computation) -> None:
+        """Raises ValueError where the computation is of another sampler."""
+        name, ts = type(computation.solver).__name__, np.asarray(computation.ts, np.float64)
+        if name != self.solver or ts.shape != self.grid.shape or not np.allclose(ts, self.grid, rtol=1e-5):
+            raise ValueError(
+                f"This adjoint was fitted to {len(self.grid) - 1} steps of {self.solver}, and this is another grid, of {len(ts) - 1} steps, "
+                f"or another solver, {name}: fit it to this one."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Writes it as .npz."""
+        index, way, tail, gather = self.rule
+        arrays = {"tail": tail, "index": index, **{f"way_{name}": value for name, value in way._asdict().items()}}
+        arrays |= {f"gather_{i}": value for i, value in enumerate(gather)}
+        rest = {name: np.asarray(getattr(self, name)) for name in ("error", "grid", "solver", "order", "sigma_data")}
+        np.savez(path, **arrays, **rest)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Fitted":
+        """What `save` wrote, for `InterpolatedAdjoint(fitted=...)`."""
+        with np.load(path) as file:
+            way = Way(*(file[f"way_{name}"] for name in Way._fields))
+            gather = tuple(file[f"gather_{i}"] for i in range(sum(name.startswith("gather_") for name in file)))
+            rule = Rule(file["index"], way, file["tail"], gather)
+            return cls(rule, float(file["error"]), file["grid"], str(file["solver"]), int(file["order"]), float(file["sigma_data"]))
 
 
 class Plan:

@@ -54,7 +54,8 @@ def fit_interpolation(
         pilots: random cotangents; more of them only for gradients in a few numbers (a guidance scale).
         seed: of the cotangents.
     Returns:
-        The adjoint; its `fitted.error` is the predicted relative error of dL/dx_T.
+        The adjoint; its `fitted.error` is the predicted relative error of dL/dx_T, and `fitted.save(path)` writes it:
+        `InterpolatedAdjoint(fitted=Fitted.load(path))`.
     Raises:
         ValueError: as `InterpolatedAdjoint`, and for steps not from 1 to N.
 
@@ -72,7 +73,8 @@ def fit_interpolation(
     s = np.asarray(scales(computation, every).s, np.float64)
     record = Record(r, u, size, s / (every.table.sigma * every.table.of_p), at.lam, jax.tree.leaves(leaves))
     rule, error = fitted_rule(record, order, steps, tol)
-    return InterpolatedAdjoint(order, sigma_data, len(rule.index), rule.index[::-1].tolist(), "PEC", keep, Fitted(rule, error, computation.steps))
+    name = type(computation.solver).__name__
+    return InterpolatedAdjoint(keep=keep, fitted=Fitted(rule, error, np.asarray(computation.ts, np.float64), name, order, float(sigma_data)))
 
 
 def _record(computation: Computation, plan: Plan, cotangents: Any) -> tuple[Any, Any, Any, Any]:

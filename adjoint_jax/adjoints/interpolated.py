@@ -57,7 +57,7 @@ class InterpolatedAdjoint(AbstractSamplerAdjoint):
         nodes: "lam", "t", "index" or indices of steps, as `AdjointDEIS`; the first and the last step are always nodes.
         mode: "PECE" or "PEC".
         keep: whether the nodes keep their linearisations, which saves M forward evaluations.
-        fitted: what `fit_interpolation` found, in place of polynomials.
+        fitted: what `fit_interpolation` found, in place of polynomials: it has order, sigma_data, steps and nodes of its own, and PEC.
     Raises:
         ValueError: for another order, mode or sigma_data, a solver with several evaluations a step, a traced grid, or a gradient in the grid.
 
@@ -88,6 +88,9 @@ class InterpolatedAdjoint(AbstractSamplerAdjoint):
             raise ValueError(f'mode={mode!r} is not known: use "PECE" or "PEC".')
         self.order, self.sigma_data, self.steps, self.mode, self.keep = order, float(sigma_data), steps, mode, keep
         self.fitted = fitted
+        if fitted is not None:
+            index = fitted.rule.index[::-1]
+            self.order, self.sigma_data, self.steps, self.mode, nodes = fitted.order, fitted.sigma_data, len(index), "PEC", index.tolist()
         self.nodes = nodes if isinstance(nodes, str) else tuple(int(i) for i in nodes)
 
     def run(self, computation: Computation) -> tuple[Any, Any]:
@@ -97,9 +100,10 @@ class InterpolatedAdjoint(AbstractSamplerAdjoint):
 
     def rule(self, computation: Computation) -> Rule:
         """The nodes and the weights."""
-        if self.fitted is not None and self.fitted.steps != computation.steps:
-            raise ValueError(f"This adjoint was fitted to {self.fitted.steps} steps, and the sampler makes {computation.steps}: fit another one.")
-        return self.fitted.rule if self.fitted is not None else polynomials(computation, self.order, self.sigma_data, self.steps, self.nodes)
+        if self.fitted is None:
+            return polynomials(computation, self.order, self.sigma_data, self.steps, self.nodes)
+        self.fitted.check(computation)
+        return self.fitted.rule
 
 
 def check_linear(computation: Computation) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import softmax
 
+from .._paths import cheapest_nodes
 from ..adjoints._computation import Computation, run_direct
 from ..sample import prepare, sample
 from ..solvers import ExponentialRK, Schedule, Scheduled
@@ -31,7 +32,6 @@ from ..solvers.step import output
 from ..splitting import Splitting, level
 from ..terms import DiffusionTerm
 from ._candidates import Candidate, cross, fixed_grids, mutate, starters, times as times_of
-from ._gits import cheapest_nodes
 
 KEEP = 12
 COEFFICIENTS = (1.0, 1.15)

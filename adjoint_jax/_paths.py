@@ -1,4 +1,4 @@
-"""GITS: which nodes of a fine teacher grid a few steps should visit (Chen et al. 2024), by dynamic programming.
+"""The cheapest way over some of many nodes, by dynamic programming: of a teacher grid for a few steps (GITS, Chen et al. 2024), or of an adjoint.
 
 With C_ij the error of one jump from node i to node j > i, and V_k(i) the least cost of going from i to the last node in k jumps,
 
