@@ -128,9 +128,9 @@ def plan(
 
 def _families(objective: Callable, chosen: Any, arrays: Any) -> list[type]:
     """Which approximate adjoints take this sampler: those that it can be traced with; x_T alone has no gradient by truncation."""
-    found: list[type] = []
+    found: list[Any] = []
     for family in PREFERRED if set(chosen) != {"x_T"} else PREFERRED[:-1]:
-        adjoint = LastK(1) if family is LastK else family()
+        adjoint = LastK(1) if family is LastK else family()  # pyright: ignore[reportCallIssue]
         try:
             jax.eval_shape(jax.grad(objective(adjoint, 2)), chosen, arrays)
             found.append(family)

@@ -48,7 +48,7 @@ def _checkpointed(problem: Problem, steps: int, errors: Callable) -> dict[str, A
             adjoint=adjoint,
             max_steps=steps + 1,
         )
-        return 0.5 * jnp.sum((solution.ys[-1] - target) ** 2)
+        return 0.5 * jnp.sum((_last(solution) - target) ** 2)
 
     return _compared(lambda adjoint: jax.grad(lambda x: loss(x, adjoint)), diffrax.RecursiveCheckpointAdjoint(), problem.x_T, errors)
 
@@ -68,11 +68,20 @@ def _backsolved(problem: Problem, steps: int, errors: Callable) -> dict[str, Any
     def loss(x: Any, adjoint: Any) -> Any:
         term = diffrax.ODETerm(field)
         solution = diffrax.diffeqsolve(term, diffrax.Heun(), 0.0, 1.0, 1.0 / steps, x, args=problem.args, adjoint=adjoint, max_steps=steps + 2)
-        return 0.5 * jnp.sum((solution.ys[-1] - target) ** 2)
+        return 0.5 * jnp.sum((_last(solution) - target) ** 2)
 
     return _compared(lambda adjoint: jax.grad(lambda x: loss(x, adjoint)), diffrax.BacksolveAdjoint(), problem.x_T, errors) | {
         "F B": (4 * steps, 2 * steps)
     }
+
+
+def _last(solution: Any) -> Any:
+    return solution.ys[-1]
+
+
+def bytes_of(program: Any) -> int:
+    """Temporaries of a compiled program."""
+    return program.memory_analysis().temp_size_in_bytes
 
 
 def _compared(gradient: Callable, adjoint: Any, x: Any, errors: Callable) -> dict[str, Any]:
@@ -82,7 +91,7 @@ def _compared(gradient: Callable, adjoint: Any, x: Any, errors: Callable) -> dic
     jax.block_until_ready(program(x))
     seconds = time.perf_counter() - begin
     exact = jax.jit(gradient(diffrax.DirectAdjoint()))(x)
-    return {"x_T": errors(found, exact), "seconds": seconds, "bytes": program.memory_analysis().temp_size_in_bytes}
+    return {"x_T": errors(found, exact), "seconds": seconds, "bytes": bytes_of(program)}
 
 
 def _torchdiffeq(problem: Problem, steps: int, errors: Callable) -> dict[str, Any]:

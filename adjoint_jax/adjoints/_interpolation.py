@@ -42,7 +42,7 @@ class Rule(NamedTuple):
     gathered by node, `[N, M]`: for each leaf of a tree, or all alike.
     """
 
-    index: np.ndarray
+    nodes: np.ndarray
     way: Way
     tail: np.ndarray
     gather: Any
@@ -73,11 +73,11 @@ class Fitted:
 
     def save(self, path: str | Path) -> None:
         """Writes it as .npz."""
-        index, way, tail, gather = self.rule
-        arrays = {"tail": tail, "index": index, **{f"way_{name}": value for name, value in way._asdict().items()}}
+        nodes, way, tail, gather = self.rule
+        arrays = {"tail": tail, "nodes": nodes, **{f"way_{name}": value for name, value in way._asdict().items()}}
         arrays |= {f"gather_{i}": value for i, value in enumerate(gather)}
-        rest = {name: np.asarray(getattr(self, name)) for name in ("error", "grid", "solver", "order", "sigma_data")}
-        np.savez(path, **arrays, **rest)
+        arrays |= {name: np.asarray(getattr(self, name)) for name in ("error", "grid", "solver", "order", "sigma_data")}
+        np.savez(path, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "Fitted":
@@ -85,7 +85,7 @@ class Fitted:
         with np.load(path) as file:
             way = Way(*(file[f"way_{name}"] for name in Way._fields))
             gather = tuple(file[f"gather_{i}"] for i in range(sum(name.startswith("gather_") for name in file)))
-            rule = Rule(file["index"], way, file["tail"], gather)
+            rule = Rule(file["nodes"], way, file["tail"], gather)
             return cls(rule, float(file["error"]), file["grid"], str(file["solver"]), int(file["order"]), float(file["sigma_data"]))
 
 

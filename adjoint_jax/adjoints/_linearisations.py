@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import eval_jaxpr
+from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 
 from .._numerics import varying_like
@@ -85,6 +86,6 @@ def _following(jaxpr: Any) -> list[bool]:
     """Which outputs differ with the inputs."""
     differ = set(jaxpr.invars)
     for equation in jaxpr.eqns:
-        if any(not isinstance(var, jax.extend.core.Literal) and var in differ for var in equation.invars):
+        if any(not isinstance(var, Literal) and var in differ for var in equation.invars):
             differ.update(equation.outvars)
-    return [not isinstance(var, jax.extend.core.Literal) and var in differ for var in jaxpr.outvars]
+    return [not isinstance(var, Literal) and var in differ for var in jaxpr.outvars]

@@ -81,7 +81,7 @@ def _record(computation: Computation, plan: Plan, cotangents: Any) -> tuple[Any,
     """r and u `[N, pilots, images, size]`, the norms of dL/dx_i `[N, pilots, images]`, and g of each leaf, a part of it, `[N, pilots, size]`."""
     step, predict, linear, shared, carry, inputs = parts(computation)
     network = Network(predict, shared, inputs, jax.tree.map(eqx.is_inexact_array, (predict, shared, inputs.per_step)))
-    _, kept, _ = run_keeping(step, shared, carry, inputs, plan.rule.index, lambda _: None)
+    _, kept, _ = run_keeping(step, shared, carry, inputs, plan.rule.nodes, lambda _: None)
     sweep = Sweep(linear, carry, inputs, None, False, scales(computation, plan), computation.paired)
     x = computation.x
     images = lambda r: r.reshape(x.shape[0] if x.ndim > 1 else 1, -1)  # noqa: E731
@@ -99,5 +99,5 @@ def _record(computation: Computation, plan: Plan, cotangents: Any) -> tuple[Any,
         return jax.vmap(pilot)(kappas)
 
     start = jax.vmap(lambda e: add_to_value(sweep.zero, e, False))(cotangents)
-    _, found = jax.lax.scan(body, start, (kept, jnp.asarray(plan.rule.index)))
+    _, found = jax.lax.scan(body, start, (kept, jnp.asarray(plan.rule.nodes)))
     return jax.tree.map(lambda leaf: leaf[::-1], found)

@@ -89,7 +89,7 @@ class InterpolatedAdjoint(AbstractSamplerAdjoint):
         self.order, self.sigma_data, self.steps, self.mode, self.keep = order, float(sigma_data), steps, mode, keep
         self.fitted = fitted
         if fitted is not None:
-            index = fitted.rule.index[::-1]
+            index = fitted.rule.nodes[::-1]
             self.order, self.sigma_data, self.steps, self.mode, nodes = fitted.order, fitted.sigma_data, len(index), "PEC", index.tolist()
         self.nodes = nodes if isinstance(nodes, str) else tuple(int(i) for i in nodes)
 
@@ -129,9 +129,9 @@ def _forward(perturbed: Any, vjp_arg: Any, scales: Scales, plan: Plan) -> tuple[
     step, _, linear, shared, carry, inputs = vjp_arg
     record = lambda following: value_of(following, plan.paired) if plan.save else None  # noqa: E731
     if plan.keep:
-        carry, kept, states = _network(vjp_arg, perturbed).run_keeping(linear, carry, inputs, plan.rule.index, record)
+        carry, kept, states = _network(vjp_arg, perturbed).run_keeping(linear, carry, inputs, plan.rule.nodes, record)
     else:
-        carry, kept, states = run_keeping(step, shared, carry, inputs, plan.rule.index, record)
+        carry, kept, states = run_keeping(step, shared, carry, inputs, plan.rule.nodes, record)
     return (value_of(carry, plan.paired), states), (kept, perturbed)
 
 
@@ -169,7 +169,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, scales: Sca
         zeros_like(inputs.noise) if noisy else None,
     )
     way = Way(*map(table, rule.way))
-    (kappa, known, total, noises), by_node = jax.lax.scan(body, start, (way, jnp.arange(len(rule.index)), omega))
+    (kappa, known, total, noises), by_node = jax.lax.scan(body, start, (way, jnp.arange(len(rule.nodes)), omega))
     if len(rule.tail):
         kappa, noises = sweep.along(kappa, len(rule.tail) - 1, len(rule.tail), table(rule.tail), known, noises)
     of_predict, of_shared = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, network.differentiated)
