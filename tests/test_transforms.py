@@ -22,11 +22,10 @@ ADJOINTS = {
     "discrete": aj.DiscreteAdjoint(),
     "PECE": aj.AdjointDEIS(order=3),
     "AB": aj.AdjointDEIS(order=2, steps=2, nodes="index", mode="AB"),
-    "published": aj.AdjointDEIS(order=2, sigma_data=np.inf, published=True),
     "DPM": aj.AdjointDPM(),
     "kept": aj.adjoints.InterpolatedAdjoint(steps=3, mode="PEC", keep=True),
 }
-CONTINUOUS = ("PECE", "AB", "published", "DPM")
+CONTINUOUS = ("PECE", "AB", "DPM")
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # each program runs once
 TRACES = []
 
