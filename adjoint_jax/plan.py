@@ -140,10 +140,15 @@ def _families(objective: Callable, chosen: Any, arrays: Any) -> list[type]:
 
 
 class _Measure:
-    """What is read from the short programs."""
+    """What is read from the short programs. Of the values: `forward` flops a step; of the recomputing exact gradient: `work_0` flops a step, the unit
+    of costs, `state` bytes stored a step, and `base_0` bytes beside them. A network without products counts 1 forward and 1 backward.
+    """
 
     def __init__(self, objective: Callable, given: tuple, steps: int, noise: int):
         self.objective, self.given, self.steps, self.noise, self.short = objective, given, steps, noise, min(SHORT, steps)
+        exact = DiscreteAdjoint()
+        self.forward, self.work_0, self.state = self.work(None) or 1, self.work(exact) or 3, self.slope(exact)
+        self.base_0 = self.base(exact, self.short * self.state)
 
     def slope(self, adjoint: Any) -> int:
         """Bytes of residuals a step."""
@@ -170,9 +175,9 @@ class _Measure:
 def _exact(measure: _Measure, carry: int, budget: int, paired: bool) -> list[PlanRow]:
     """Keeping all, as many as fit, or none; undoing the steps where they can be undone; states on the host; checkpoints of several levels."""
     n, recompute, keep = measure.steps, DiscreteAdjoint(), DiscreteAdjoint(keep="all")
-    state, linearisation = measure.slope(recompute), measure.slope(keep)
-    base_0, base_all = (measure.base(a, measure.short * slope) for a, slope in ((recompute, state), (keep, linearisation)))
-    forward, work_0, work_all = (measure.work(adjoint) or default for adjoint, default in ((None, 1), (recompute, 3), (keep, 2)))
+    state, base_0, forward, work_0 = measure.state, measure.base_0, measure.forward, measure.work_0
+    linearisation, work_all = measure.slope(keep), measure.work(keep) or 2
+    base_all = measure.base(keep, measure.short * linearisation)
     rows = []
 
     def row(name: str, adjoint: Any, needed: int, work: float) -> None:
@@ -203,11 +208,11 @@ def _exact(measure: _Measure, carry: int, budget: int, paired: bool) -> list[Pla
 def _approximate(measure: _Measure, x: int, budget: int, families: list[type]) -> list[PlanRow]:
     """Each at a quarter of the nodes, at half of them, and at as many as fit; truncation at a quarter of the steps."""
     n, short, rows = measure.steps, measure.short, []
-    forward, work_0 = measure.work(None) or 1, measure.work(DiscreteAdjoint()) or 3
+    forward, work_0 = measure.forward, measure.work_0
     for family in families:
         if family is LastK:
-            k, base = max(n // 4, 1), measure.base(LastK(short), short * x)
-            needed, cost = base + k * x, forward / work_0 + k / n * (1 - forward / work_0)
+            k = max(n // 4, 1)
+            needed, cost = measure.base_0 + k * measure.state, forward / work_0 + k / n * (1 - forward / work_0)
             rows.append(PlanRow(f"LastK({k})", LastK(k), False, int(needed), cost, needed <= budget))
             continue
         every, make, further = {
@@ -216,10 +221,11 @@ def _approximate(measure: _Measure, x: int, budget: int, families: list[type]) -
             AdjointDPM: (AdjointDPM(nodes="index"), lambda m: AdjointDPM(steps=m), 1),
         }[family]
         base = measure.base(every, (short + further) * x) if further else measure.base(make(2), 2 * x)  # with a step between the nodes
-        node = (measure.work(every) or 4 * (short + further) / short) * short - forward * short
+        spent = measure.work(every)
+        node = (spent - forward) * short / (short + further) if spent else 3
         most = min(max(int((budget - base) // x) - further, 2), n)
         for steps in sorted({min(max(n // 4, 2), n), min(max(n // 2, 2), n), most}):
-            needed, cost = base + (steps + further) * x, (n * forward + (steps + further) * node / (short + further)) / (n * work_0)
+            needed, cost = base + (steps + further) * x, (n * forward + (steps + further) * node) / (n * work_0)
             rows.append(PlanRow(f"{family.__name__}(steps={steps})", make(steps), False, int(needed), cost, needed <= budget))
     return rows
 
