@@ -24,15 +24,9 @@ class Peer(NamedTuple):
         return self.measure(*args)
 
 
-def _grid(problem: Problem, steps: int) -> np.ndarray:
-    process = problem.term.process
-    start = problem.start if np.isfinite(process.lam(problem.start)) else 0.99 * problem.start
-    return aj.grids.log_snr(process, steps, t_start=start, t_end=problem.end)
-
-
 def _checkpointed(problem: Problem, steps: int, errors: Callable) -> dict[str, Any]:
     """diffrax's RecursiveCheckpointAdjoint through our DPM-Solver++(2M): autodiff of the sampler, so its answer is the exact one."""
-    grid = jnp.asarray(_grid(problem, steps), problem.x_T.dtype)
+    grid = jnp.asarray(problem.even(steps), problem.x_T.dtype)
     target = jax.random.normal(jax.random.key(5), problem.x_T.shape)
 
     def loss(x: Any, adjoint: Any) -> Any:
@@ -55,7 +49,7 @@ def _checkpointed(problem: Problem, steps: int, errors: Callable) -> dict[str, A
 
 def _backsolved(problem: Problem, steps: int, errors: Callable) -> dict[str, Any]:
     """diffrax's BacksolveAdjoint through Heun's method on dx/du, u the fraction of a grid uniform in log(alpha/sigma): states re-integrated."""
-    times = _grid(problem, steps)
+    times = problem.even(steps)
     target = jax.random.normal(jax.random.key(5), problem.x_T.shape)
 
     def field(u: Any, x: Any, args: Any) -> Any:
@@ -99,7 +93,7 @@ def _torchdiffeq(problem: Problem, steps: int, errors: Callable) -> dict[str, An
     import torch  # pyright: ignore[reportMissingImports]
     from torchdiffeq import odeint, odeint_adjoint  # pyright: ignore[reportMissingImports]
 
-    grid, process = _grid(problem, steps), problem.term.process
+    grid, process = problem.even(steps), problem.term.process
     mixture = problem.extra
     means, widths = torch.tensor(mixture.means, dtype=torch.float32), torch.tensor(mixture.widths, dtype=torch.float32)
     shift = torch.tensor(np.asarray(problem.args["cond"]))

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from gradient_peers import PEERS, bytes_of
 from gradient_report import write
-from problems import PROBLEMS, Problem
+from problems import PROBLEMS, Problem, distance
 
 import adjoint_jax as aj
 from adjoint_jax._work import flops
@@ -64,9 +64,7 @@ class Case:
 
     @property
     def grid(self) -> np.ndarray:
-        process, start = self.problem.term.process, self.problem.start
-        start = start if np.isfinite(process.lam(start)) else 0.99 * start
-        return aj.grids.log_snr(process, self.steps, t_start=start, t_end=self.problem.end)
+        return self.problem.even(self.steps)
 
     def key(self, seed: int) -> dict[str, Any]:
         return {} if self.kind == "ode" else {"key": jax.random.key(seed)}
@@ -151,9 +149,8 @@ def evaluations(case: Case, adjoint: Any) -> tuple[int, int]:
 def errors(found: Any, exact: Any) -> list[float]:
     """Median and worst relative error and median cosine over the images."""
     g, e = (np.asarray(value, np.float64).reshape(len(value), -1) for value in (found, exact))
-    lengths = np.linalg.norm(e, axis=1)
     with np.errstate(all="ignore"):
-        away, cosine = np.linalg.norm(g - e, axis=1) / lengths, np.sum(g * e, axis=1) / lengths / np.linalg.norm(g, axis=1)
+        away, cosine = distance(g, e), np.sum(g * e, axis=1) / np.linalg.norm(e, axis=1) / np.linalg.norm(g, axis=1)
     return [float(np.median(away)), float(np.max(away)), float(np.median(cosine))]
 
 

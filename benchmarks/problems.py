@@ -49,6 +49,11 @@ class Problem:
             return aj.grids.log_snr(process, steps, t_start=self.start, t_end=self.end)
         return np.append(self.start, aj.grids.log_snr(process, steps - 1, t_start=self.start - 1e-3, t_end=self.end))
 
+    def even(self, steps: int) -> np.ndarray:
+        """A grid uniform in log(alpha/sigma), from a little below alpha = 0 where it would start there."""
+        process, finite = self.term.process, np.isfinite(self.term.process.lam(self.start))
+        return aj.grids.log_snr(process, steps, t_start=self.start if finite else 0.99 * self.start, t_end=self.end)
+
     @property
     def finest(self) -> np.ndarray:
         """Every training step; 200 steps of `fine` for a network of continuous times."""
