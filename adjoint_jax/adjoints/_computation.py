@@ -8,7 +8,6 @@ An adjoint never changes the values of (1), only how they are differentiated.
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -186,13 +185,14 @@ def run_forward(step: Callable, shared: Any, carry: Any, inputs: Any, record: Ca
 def run_direct(computation: Computation) -> tuple[Any, Any]:
     """The final state and, if asked, all states after the first: plain autodiff in either mode."""
     shared, _ = computation.shared()
-    record = partial(_saved, computation.save, computation.paired)
+    record = lambda _, following: saved(following, computation.save, computation.paired)  # noqa: E731
     carry, states = run_forward(computation.step, shared, computation.carry(), computation.inputs(), record)
     return value_of(carry, computation.paired), states
 
 
-def _saved(save: bool, paired: bool, carry: Any, following: Any) -> Any:
-    return value_of(following, paired) if save else None
+def saved(carry: Any, save: bool, paired: bool) -> Any:
+    """What a trajectory keeps of a carry."""
+    return value_of(carry, paired) if save else None
 
 
 def value_of(carry: Any, paired: bool) -> Any:

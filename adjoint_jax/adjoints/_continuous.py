@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._numerics import zeros_like
+from .._numerics import varying_like, zeros_like
 from .._types import State
 from ._computation import Computation, answering, closed, first
 from .discrete import accumulator, add
@@ -77,25 +77,33 @@ def _forward_pass(vjp_arg: Any, plan: Plan) -> tuple[Any, Any]:
 
 
 def run_keeping(step: Callable, shared: Any, carry: Any, inputs: Any, nodes: np.ndarray, record: Callable) -> tuple[Any, Any, Any]:
-    """The sampler: its last carry, the states at `nodes` (last first), and what `record` takes of the carry after each step.
+    """The sampler: its last carry, the states at `nodes` (last first), and what `record` takes of the carry after each step."""
+    advance = lambda carry, inputs, _: (step(shared, carry, inputs), carry[0])  # noqa: E731
+    carry, states_at, states = keeping(advance, carry, inputs, nodes, carry[0], record)
+    if len(nodes) and nodes[0] == len(inputs.t0):
+        states_at = jax.lax.dynamic_update_index_in_dim(states_at, carry[0], 0, 0)
+    return carry, states_at, states
 
-    States are written into a buffer, those at no node where the next node will overwrite them.
+
+def keeping(advance: Callable, carry: Any, inputs: Any, nodes: np.ndarray, like: Any, record: Callable) -> tuple[Any, Any, Any]:
+    """The sampler by advance(carry, inputs_i, i) -> (carry, what there is to keep, `like` it): its last carry, what is kept at `nodes` (last
+    first, of which no step comes after the first), and what `record` takes of the carry after each step. What is at no node is written where the
+    next node overwrites it.
     """
-    steps = len(jax.tree.leaves(inputs)[0])
-    buffer = jnp.broadcast_to(zeros_like(carry[0]), (len(nodes), *carry[0].shape))
-    slots = np.searchsorted(-nodes, -np.arange(steps + 1), side="right") - 1
-
-    def write(buffer: Any, x: State, slot: Any) -> Any:
-        return jax.lax.dynamic_update_index_in_dim(buffer, x, slot, 0) if len(buffer) else buffer
+    steps = np.arange(len(inputs.t0))
+    slots = np.searchsorted(-nodes, -steps, side="right") - 1
+    stacks = varying_like(jax.tree.map(lambda leaf: jnp.zeros((len(nodes), *leaf.shape), leaf.dtype), like), carry[0])
 
     def body(acc: Any, slices: Any) -> tuple[Any, Any]:
-        carry, buffer = acc
-        inputs_i, slot = slices
-        following = step(shared, carry, inputs_i)
-        return (following, write(buffer, carry[0], slot)), record(following)
+        carry, stacks = acc
+        inputs_i, i, slot = slices
+        following, kept = advance(carry, inputs_i, i)
+        if len(nodes):
+            stacks = jax.tree.map(lambda stack, leaf: jax.lax.dynamic_update_index_in_dim(stack, leaf, slot, 0), stacks, kept)
+        return (following, stacks), record(following)
 
-    (carry, buffer), states = jax.lax.scan(body, (carry, buffer), (inputs, jnp.asarray(slots[:-1])))
-    return carry, write(buffer, carry[0], slots[-1]) if slots[-1] >= 0 else buffer, states
+    (carry, stacks), states = jax.lax.scan(body, (carry, stacks), (inputs, jnp.asarray(steps), jnp.asarray(slots)))
+    return carry, stacks, states
 
 
 @_run.def_bwd

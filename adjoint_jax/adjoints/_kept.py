@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from .._numerics import at_least_float32, varying_like
 from ._blocks import in_blocks
-from ._computation import value_of
+from ._computation import saved, value_of
 
 
 class Plan(NamedTuple):
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
         return (lambda *args: in_blocks(step, *args)) if self.adjoint.remat == "block" else step
 
     def saved(self, carry: Any) -> Any:
-        return value_of(carry, self.paired) if self.save else None
+        return saved(carry, self.save, self.paired)
 
 
 def run_kept(perturbed: Any, plan: Plan, given: Any) -> tuple[Any, Any, Any]:

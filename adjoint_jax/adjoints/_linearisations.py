@@ -9,14 +9,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import eval_jaxpr
 from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 
-from .._numerics import varying_like
 from ._computation import Inputs, first
+from ._continuous import keeping
 
 
 class Network:
@@ -40,39 +39,24 @@ class Network:
         return jax.vjp(answer, x, self.differentiated, here)
 
     def run_keeping(self, linear: Callable, carry: Any, inputs: Any, nodes: np.ndarray, record: Callable) -> tuple[Any, Any, Any]:
-        """The sampler: its last carry, the linearisations at `nodes` (last first) for `at`, and what `record` takes of the carry after each step.
-
-        A linearisation is written into the place of the next node, which overwrites those before its own.
-        """
-        steps = np.arange(len(inputs.t0))
-        slots = np.searchsorted(-nodes, -steps, side="right") - 1
+        """`keeping` of the linearisations at `nodes`, in two parts for `at`: what differs between steps, and the rest."""
         stored = lambda x, i: jax.tree.leaves(self.linearise(x, i)[1])  # noqa: E731
         traced = jax.make_jaxpr(stored)(carry[0], 0)
         differ = _following(traced.jaxpr)
         silent = traced.jaxpr.replace(eqns=[equation for equation in traced.jaxpr.eqns if equation.outvars])  # without what only prints
         live, _ = partial_eval.dce_jaxpr(silent, [not each for each in differ], instantiate=True)
         once = iter(eval_jaxpr(live, traced.consts, carry[0], 0))
-        fixed = [None if each else next(once) for each in differ]
-        buffers = [
-            jnp.zeros((len(nodes), *leaf.aval.shape), leaf.aval.dtype) for leaf, each in zip(traced.jaxpr.outvars, differ, strict=True) if each
-        ]
+        like = [leaf.aval if each else None for leaf, each in zip(traced.jaxpr.outvars, differ, strict=True)]
         structure: Any = None
 
-        def body(acc: Any, slices: Any) -> tuple[Any, Any]:
+        def advance(carry: Any, inputs: Inputs, i: Any) -> tuple[Any, Any]:
             nonlocal structure
-            carry, buffers = acc
-            inputs_i, i, slot = slices
             p, pull = self.linearise(carry[0], i)
             leaves, structure = jax.tree.flatten(pull)
-            new = [leaf for leaf, each in zip(leaves, differ, strict=True) if each]
-            buffers = [jax.lax.dynamic_update_index_in_dim(old, leaf, slot, 0) for old, leaf in zip(buffers, new, strict=True)]
-            following = linear(p, carry, inputs_i)
-            return (following, buffers), record(following)
+            return linear(p, carry, inputs), [leaf if each else None for leaf, each in zip(leaves, differ, strict=True)]
 
-        start = (carry, varying_like(buffers, carry[0]))
-        (carry, buffers), states = jax.lax.scan(body, start, (inputs, jnp.asarray(steps), jnp.asarray(slots)))
-        filled = iter(buffers)
-        stacked = [next(filled) if each else None for each in differ]
+        carry, stacked, states = keeping(advance, carry, inputs, nodes, like, record)
+        fixed = [None if each else next(once) for each in differ]
         return carry, (jax.tree.unflatten(structure, stacked), jax.tree.unflatten(structure, fixed)), states
 
 

@@ -68,17 +68,17 @@ def fit_interpolation(
         raise ValueError(f"steps={steps}: choose between 1 and the sampler's {computation.steps}.")
     cotangents = jax.random.normal(jax.random.key(seed), (pilots, *computation.x.shape), computation.x.dtype)
     every = Plan(computation, sigma_data, order, "PEC", False, polynomials(computation, 1, sigma_data, None, "index"))
-    r, u, size, leaves = eqx.filter_jit(_record)(computation, every, cotangents)
+    s, (r, u, size, leaves) = eqx.filter_jit(_record)(computation, every, cotangents)
     at = level(term.process, np.asarray(computation.ts, np.float64)[:-1])
-    s = np.asarray(scales(computation, every).s, np.float64)
-    record = Record(r, u, size, s / (every.table.sigma * every.table.of_p), at.lam, jax.tree.leaves(leaves))
+    record = Record(r, u, size, np.asarray(s, np.float64) / (every.table.sigma * every.table.of_p), at.lam, jax.tree.leaves(leaves))
     rule, error = fitted_rule(record, order, steps, tol)
     name = type(computation.solver).__name__
     return InterpolatedAdjoint(keep=keep, fitted=Fitted(rule, error, np.asarray(computation.ts, np.float64), name, order, float(sigma_data)))
 
 
-def _record(computation: Computation, plan: Plan, cotangents: Any) -> tuple[Any, Any, Any, Any]:
-    """r and u `[N, pilots, images, size]`, the norms of dL/dx_i `[N, pilots, images]`, and g of each leaf, a part of it, `[N, pilots, size]`."""
+def _record(computation: Computation, plan: Plan, cotangents: Any) -> tuple[Any, tuple]:
+    """S `[N]`; then r and u `[N, pilots, images, size]`, the norms of dL/dx_i `[N, pilots, images]`, and a part of each leaf's g,
+    `[N, pilots, size]`."""
     step, predict, linear, shared, carry, inputs = parts(computation)
     network = Network(predict, shared, inputs, jax.tree.map(eqx.is_inexact_array, (predict, shared, inputs.per_step)))
     _, kept, _ = run_keeping(step, shared, carry, inputs, plan.rule.nodes, lambda _: None)
@@ -100,4 +100,4 @@ def _record(computation: Computation, plan: Plan, cotangents: Any) -> tuple[Any,
 
     start = jax.vmap(lambda e: add_to_value(sweep.zero, e, False))(cotangents)
     _, found = jax.lax.scan(body, start, (kept, jnp.asarray(plan.rule.nodes)))
-    return jax.tree.map(lambda leaf: leaf[::-1], found)
+    return sweep.s, jax.tree.map(lambda leaf: leaf[::-1], found)

@@ -31,7 +31,7 @@ import numpy as np
 from .._numerics import is_concrete, varying_like, zeros_like
 from ..solvers.linear import AbstractLinear
 from ._base import AbstractSamplerAdjoint
-from ._computation import Computation, add_to_value, run_forward, value_of
+from ._computation import Computation, add_to_value, run_forward, saved, value_of
 from ._continuous import run_keeping
 from ._interpolation import Fitted, Plan, Rule, Way, polynomials
 from ._linearisations import Network, at
@@ -118,7 +118,7 @@ def check_linear(computation: Computation) -> None:
 @eqx.filter_custom_vjp
 def _run(vjp_arg: Any, scales: Scales, plan: Plan) -> tuple[Any, Any]:
     step, _, _, shared, carry, inputs = vjp_arg
-    carry, states = run_forward(step, shared, carry, inputs, lambda _, following: value_of(following, plan.paired) if plan.save else None)
+    carry, states = run_forward(step, shared, carry, inputs, lambda _, following: saved(following, plan.save, plan.paired))
     return value_of(carry, plan.paired), states
 
 
@@ -127,7 +127,7 @@ def _forward(perturbed: Any, vjp_arg: Any, scales: Scales, plan: Plan) -> tuple[
     if any(jax.tree.leaves((perturbed[5].row, perturbed[5].t0, perturbed[5].t1))):
         raise ValueError("InterpolatedAdjoint gives no gradient in the grid or the process: use DiscreteAdjoint, or jax.lax.stop_gradient on them.")
     step, _, linear, shared, carry, inputs = vjp_arg
-    record = lambda following: value_of(following, plan.paired) if plan.save else None  # noqa: E731
+    record = lambda following: saved(following, plan.save, plan.paired)  # noqa: E731
     if plan.keep:
         carry, kept, states = _network(vjp_arg, perturbed).run_keeping(linear, carry, inputs, plan.rule.nodes, record)
     else:

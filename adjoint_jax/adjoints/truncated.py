@@ -21,7 +21,7 @@ from ..solvers import DDIM
 from ..solvers._base import as_dtype
 from ..splitting import level
 from ._base import AbstractSamplerAdjoint
-from ._computation import Computation, run_forward, value_of
+from ._computation import Computation, run_forward, saved
 from .discrete import DiscreteAdjoint, constant
 
 
@@ -131,7 +131,7 @@ def _at_least_one(k: int, what: str) -> int:
 def _run_constant(computation: Computation, steps: int) -> tuple[Any, Any]:
     """The carry after the first steps and the values on the way, without derivative."""
     still = constant(computation)
-    record = lambda _, following: value_of(following, computation.paired) if computation.save else None  # noqa: E731
+    record = lambda _, following: saved(following, computation.save, computation.paired)  # noqa: E731
     inputs = jax.tree.map(lambda leaf: leaf[:steps], still.inputs())
     # a network may close over what is differentiated, so the outcome is made constant too
     return constant(run_forward(still.step, still.shared()[0], still.carry(), inputs, record))
