@@ -78,7 +78,7 @@ def plan(
 
     The bytes are the temporaries of the compiled gradient on the default device, without its arguments (term, x_T and args; weights that are
     constants of the program instead are laid out otherwise), its answers and the loss. Where no exact adjoint fits, the best is the
-    `InterpolatedAdjoint` of most nodes that does (with the weights of `fit_interpolation` it errs by a hundred times less at the same bytes and
+    `InterpolatedAdjoint` of most nodes that does (with the weights of `fit_interpolation` it errs by 3 to 1000 times less at the same bytes and
     cost), or the `AdjointDEIS` where the solver reads the network several times a step. Nothing is run.
 
     Args:

@@ -81,6 +81,9 @@ def test_a_file_holds_a_fit(tmp_path):
     assert (read.fitted.error, read.nodes, read.order) == (adjoint.fitted.error, adjoint.nodes, adjoint.order)
     for one, two in zip(gradients(X, read), gradients(X, adjoint), strict=True):
         np.testing.assert_array_equal(one, two)
+    np.savez(tmp_path / "other.npz", x=1)
+    with pytest.raises(ValueError, match="holds no fit: give a file that Fitted.save wrote"):
+        aj.adjoints.Fitted.load(tmp_path / "other.npz")
 
 
 def test_cost():

@@ -81,8 +81,10 @@ class Fitted:
 
     @classmethod
     def load(cls, path: str | Path) -> "Fitted":
-        """What `save` wrote, for `InterpolatedAdjoint(fitted=...)`."""
+        """What `save` wrote, for `InterpolatedAdjoint(fitted=...)`. Raises ValueError for another file."""
         with np.load(path) as file:
+            if "way_between" not in file:
+                raise ValueError(f"{path} holds no fit: give a file that Fitted.save wrote.")
             way = Way(*(file[f"way_{name}"] for name in Way._fields))
             gather = tuple(file[f"gather_{i}"] for i in range(sum(name.startswith("gather_") for name in file)))
             rule = Rule(file["nodes"], way, file["tail"], gather)
