@@ -82,7 +82,7 @@ def test_a_file_holds_a_fit(tmp_path):
     for one, two in zip(gradients(X, read), gradients(X, adjoint), strict=True):
         np.testing.assert_array_equal(one, two)
     np.savez(tmp_path / "other.npz", x=1)
-    with pytest.raises(ValueError, match="holds no fit: give a file that Fitted.save wrote"):
+    with pytest.raises(ValueError, match=r"holds no fit: give a file that Fitted\.save wrote"):
         aj.adjoints.Fitted.load(tmp_path / "other.npz")
 
 
