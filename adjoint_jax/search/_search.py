@@ -9,7 +9,8 @@ for the nodes (`adjoint_jax.search.cheapest_nodes`) on the cost of Euler's jumps
     C_ij = ||z_i + (u_j - u_i) F_i - z_j||.                                                                             (2)
 
 Evolution over all discrete choices and the nodes, from the usual samplers on the usual grids. And descent by quasi-Newton steps on the
-nodes, through the sampler, as logarithms of their distances on the fine grid. Schedules of one length are all evaluated by one program.
+nodes, through the sampler, as logarithms of their distances on the fine grid. Schedules of one length are all evaluated by one program,
+and differentiated by one: in its weights and times, which central differences of the host's float64 tables then take to the nodes.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 
 from .._paths import cheapest_nodes
+from ..adjoints import DiscreteAdjoint
 from ..adjoints._computation import Computation, run_direct
 from ..sample import prepare, sample
 from ..solvers import ExponentialRK, Schedule, Scheduled
@@ -37,6 +39,8 @@ KEEP = 12
 COEFFICIENTS = (1.0, 1.15)
 TINY = 1e-20
 """Keeps (1) finite for an image that is met exactly."""
+DIFFERENCE = 1e-5
+"""Of the logarithms of the distances between nodes."""
 
 
 def search_schedule(
@@ -112,14 +116,12 @@ class _Contest:
         if candidate.key() in self.seen:
             return
         self.seen.add(candidate.key())
-        term, dtype = self.laid_out.term, self.laid_out.x.dtype
         try:
             schedule = candidate.schedule(self.fine)
-            ts = np.asarray(schedule.times)
-            rows = as_dtype(Scheduled(schedule, wide=True).table(term.process, term.prediction, ts), dtype)
+            computation = self._along(*self._table(schedule))
         except ValueError:  # a splitting that cannot start or end there, or a variable that it does not have
             return
-        error = float(_error(eqx.tree_at(lambda c: (c.ts, c.rows), self.laid_out, (ts, rows)), self.reference))
+        error = float(_error(computation, self.reference))
         if not np.isfinite(error):
             return
         if self.callback and (not self.ranked or error < self.ranked[0][0]):
@@ -145,17 +147,29 @@ class _Contest:
         for candidate in list(distinct.values())[:descents] if self.steps > 1 else []:
             self.enter(self._improved(candidate))
 
+    def _table(self, schedule: Schedule) -> tuple[np.ndarray, Any]:
+        """Times and rows in float64."""
+        term, ts = self.laid_out.term, np.asarray(schedule.times)
+        return ts, Scheduled(schedule, wide=True).table(term.process, term.prediction, ts)
+
+    def _along(self, ts: np.ndarray, rows: Any) -> Computation:
+        return eqx.tree_at(lambda c: (c.ts, c.rows), self.laid_out, (ts, as_dtype(rows, self.laid_out.x.dtype)))
+
     def _improved(self, candidate: Candidate) -> Candidate:
-        schedule, dtype = candidate.schedule(self.fine), self.laid_out.x.dtype
-        gaps = np.diff([0.0, *candidate.places, 1.0])
+        def at(logits: np.ndarray) -> Candidate:
+            return Candidate(tuple(float(p) for p in np.cumsum(softmax(logits))[:-1]), candidate.choices)
 
         def objective(logits: np.ndarray) -> tuple[float, np.ndarray]:
-            value, slope = _slope(jnp.asarray(logits, dtype), self.laid_out, jnp.asarray(self.fine, dtype), schedule, self.reference)
-            found = float(value), np.asarray(slope, np.float64)
-            return found if np.isfinite(found[0]) and np.isfinite(found[1]).all() else (1e3, np.zeros(len(logits)))
+            ways = DIFFERENCE * np.eye(len(logits))
+            tables = [self._table(at(logits + way).schedule(self.fine)) for way in (0 * logits, *ways, *-ways)]
+            value, in_table = _slope(self._along(*tables[0]), self.reference)
+            after, before = tables[1 : len(logits) + 1], tables[len(logits) + 1 :]
+            slope = np.array([_inner(in_table, high, low) for high, low in zip(after, before, strict=True)]) / (2 * DIFFERENCE)
+            return (float(value), slope) if np.isfinite([value, *slope]).all() else (1e3, np.zeros(len(logits)))
 
+        gaps = np.diff([0.0, *candidate.places, 1.0])
         answer = minimize(objective, np.log(gaps), jac=True, method="L-BFGS-B", options={"maxiter": 30, "maxfun": 40})
-        return Candidate(tuple(float(p) for p in np.cumsum(softmax(answer.x))[:-1]), candidate.choices)
+        return at(answer.x)
 
 
 def _distance(x: Any, reference: Any) -> Any:
@@ -171,14 +185,21 @@ def _error(computation: Computation, reference: Any) -> Any:
 
 
 @eqx.filter_jit
-def _slope(logits: Any, laid_out: Computation, fine: Any, schedule: Schedule, reference: Any) -> tuple[Any, Any]:
-    """(1) and its gradient in the logarithms of the steps' lengths on the fine grid."""
+def _slope(computation: Computation, reference: Any) -> tuple[Any, Any]:
+    """(1) and its gradient in the times and rows."""
+    places = lambda c: (c.ts, c.rows)  # noqa: E731
+    differentiated, rest = eqx.partition(places(computation), eqx.is_inexact_array)
 
-    def error(logits: Any) -> Any:
-        ts = times_of(fine, jnp.cumsum(jax.nn.softmax(logits))[:-1])
-        return _distance(sample(laid_out.term, laid_out.x, laid_out.args, grid=ts, solver=schedule), reference)
+    def error(differentiated: Any) -> Any:
+        return _distance(DiscreteAdjoint().run(eqx.tree_at(places, computation, eqx.combine(differentiated, rest)))[0], reference)
 
-    return jax.value_and_grad(error)(logits)
+    return jax.value_and_grad(error)(differentiated)
+
+
+def _inner(cotangents: Any, high: Any, low: Any) -> float:
+    """<cotangents, high - low>; integer entries have none."""
+    pairs = zip(*(jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None) for tree in (cotangents, high, low)), strict=True)
+    return float(sum(np.vdot(np.asarray(c, np.float64), h - w) for c, h, w in pairs if c is not None))
 
 
 def _cost(term: DiffusionTerm, args: Any, fine: np.ndarray, states: Any) -> np.ndarray:
