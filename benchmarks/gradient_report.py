@@ -7,6 +7,7 @@ TITLES = {"mixture": "Gaussian mixture, d = 16", "digits": "The embedded digits"
 COLOURS = {
     "AdjointDEIS-2M, published": "tab:red",
     "AdjointDEIS, c = 1": "tab:orange",
+    "AdjointDEIS, c = 1, kept": "tab:olive",
     "AdjointDPM (Heun)": "tab:brown",
     "last M steps (DRaFT-K)": "tab:gray",
     "interpolated": "tab:cyan",

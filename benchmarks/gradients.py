@@ -105,11 +105,12 @@ def methods(case: Case, nodes: tuple[int, ...]) -> Iterator[tuple[str, int, Call
     for m in (*(m for m in nodes if m < n), n):
         yield "AdjointDEIS-2M, published", m, lambda m=m: aj.AdjointDEIS(2, np.inf, m, published=True)
         yield "AdjointDEIS, c = 1", m, lambda m=m: aj.AdjointDEIS(3, 1.0, m)
+        yield "AdjointDEIS, c = 1, kept", m, lambda m=m: aj.AdjointDEIS(3, 1.0, m, keep=True)
         if case.kind == "ode":
             yield "AdjointDPM (Heun)", m, lambda m=m: aj.AdjointDPM(steps=m)
         yield "last M steps (DRaFT-K)", m, lambda m=m: LastK(m)
         yield "interpolated", m, lambda m=m: InterpolatedAdjoint(3, 1.0, m)
-    for m in sorted({*(m for m in nodes if m < n), *(round(share * n) for share in (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9))}):
+    for m in sorted({*(m for m in nodes if m < n), *(round(share * n) for share in (0.25, 0.4, 0.5, 0.6, 0.7, 0.75))}):
         yield "fitted", m, lambda m=m: case.fitted(m, False)
         yield "fitted, kept", m, lambda m=m: case.fitted(m, True)
 

@@ -28,6 +28,7 @@ SOLVERS = {
     "Rex(midpoint, noise)": aj.Rex(diffrax.Midpoint(), sigma_data=np.inf),
     "Rex(midpoint, 0.5)": aj.Rex(diffrax.Midpoint(), sigma_data=0.5),
 }
+NOISY = {"CycleDiffusion, DDIM(1)": aj.DDIM(1.0), "CycleDiffusion, 2M": aj.SDEDPMSolverPP(2)}
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,17 @@ class Config:
     samples: int = 2
     steps: int = 50
     seed: int = 1
+    dtypes: tuple[str, ...] = ("float64", "float32")
+    only: str = ""
+    """A part of the solvers' names."""
 
 
 def far(found: Any, wanted: Any) -> float:
     return float(jnp.abs(found - wanted).max() / jnp.abs(wanted).max())
+
+
+def chosen(solvers: dict[str, Any], config: Config) -> dict[str, Any]:
+    return {label: solver for label, solver in solvers.items() if config.only in label}
 
 
 def main(config: Config) -> None:
@@ -49,19 +57,19 @@ def main(config: Config) -> None:
     grids = {"log_snr": aj.grids.log_snr(process, config.steps), "uniform": aj.grids.uniform(process, config.steps)}
     start = jax.random.normal(jax.random.key(config.seed), (config.samples, 28, 28, 1), jnp.float64)
     term = aj.DiffusionTerm(network, process, prediction)
-    for dtype in (jnp.float64, jnp.float32):
+    for dtype in map(jnp.dtype, config.dtypes):
         args = {"params": cast(params, dtype), "cond": jnp.arange(config.samples)}
         x_T = start.astype(dtype)
         for name, ts in grids.items():
             image = aj.sample(term, x_T, args, grid=ts)
-            for label, solver in SOLVERS.items():
+            for label, solver in chosen(SOLVERS, config).items():
                 trips = jax.jit(lambda x_T, image, args, ts=ts, solver=solver: trip(term, x_T, image, args, ts, solver))
                 back, forth = trips(x_T, image, args)
-                print(f"{jnp.dtype(dtype).name} {name:8} {label:22} x_0 {far(back, image):.1e}   x_T {far(forth, x_T):.1e}", flush=True)
-            for label, noisy in {"CycleDiffusion, DDIM(1)": aj.DDIM(1.0), "CycleDiffusion, 2M": aj.SDEDPMSolverPP(2)}.items():
+                print(f"{dtype.name} {name:8} {label:22} x_0 {far(back, image):.1e}   x_T {far(forth, x_T):.1e}", flush=True)
+            for label, noisy in chosen(NOISY, config).items():
                 x, z = aj.solvers.encode_noise(term, image, args, grid=ts, solver=noisy, key=jax.random.key(2))
                 back = aj.sample(term, x, args, grid=ts, solver=noisy, noise=z)
-                print(f"{jnp.dtype(dtype).name} {name:8} {label:22} x_0 {far(back, image):.1e}", flush=True)
+                print(f"{dtype.name} {name:8} {label:22} x_0 {far(back, image):.1e}", flush=True)
 
 
 def trip(term: Any, x_T: Any, image: Any, args: Any, ts: Any, solver: Any) -> tuple[Any, Any]:

@@ -54,7 +54,7 @@ SIGNATURES = {
     "Schedule": "(orders, splittings='data', variables='lam', rules='exact', correctors=0, times=None)",
     "DirectAdjoint": "()",
     "DiscreteAdjoint": "(keep=0, unroll=1, remat='none', states='device', levels=2, clip=None, probe=None)",
-    "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode='PECE', published=False, unroll=1, integral_order=None)",
+    "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode='PECE', published=False, unroll=1, integral_order=None, keep=False)",
     "AdjointDPM": "(solver=None, steps=None, nodes='lam', states='stored', unroll=1)",
     "ReversibleAdjoint": "(segments=1, tol=None)",
     "LastK": "(k)",

@@ -225,6 +225,32 @@ def test_gaussians_are_exact(prediction, process):
             assert relative(of_noise, np.broadcast_to((scale[-1] / scale[1:] * weight)[:, None], noise.shape)) < 1e-13
 
 
+KEPT = {
+    "2M to clean data": (aj.DPMSolverPP(2), {"steps": 4}, {}),
+    "SDE, AB": (aj.SDEDPMSolverPP(2), {"mode": "AB"}, {"key": jax.random.key(3)}),
+    "DDIM(1), Heun": (aj.DDIM(1.0), {"mode": "Heun"}, {"noise": jax.random.normal(jax.random.key(3), (8, 6, 2))}),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_linearisations_change_nothing(name):
+    """In x_T, the parameters, each interval's condition and the draws."""
+    solver, options, more = KEPT[name]
+    (x, args, target), ts = Mixture.inputs(), aj.grids.uniform(PROCESS, 8, t_end=0.0 if "clean" in name else None)
+
+    def gradients(adjoint):
+        def loss(x, params, cond, noise):
+            given = {**more, **({} if noise is None else {"noise": noise})}
+            args = {"params": params, "cond": aj.PerStep(cond)}
+            return jnp.sum(aj.sample(Mixture(PROCESS).term(), x, args, grid=ts, solver=solver, adjoint=adjoint, **given) * target)
+
+        cond, noise = jnp.stack([args["cond"]] * 8), more.get("noise")
+        return jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1, 2) if noise is None else (0, 1, 2, 3)))(x, args["params"], cond, noise))
+
+    one, two = (gradients(DEIS(2, 0.5, keep=keep, **options)) for keep in (False, True))
+    assert all(relative(found, same) < 1e-13 for found, same in zip(two, one, strict=True))
+
+
 @pytest.mark.parametrize("adjoint", [DEIS(3, 0.5, 3, "index"), DEIS(2, INF, published="exact")], ids=["frame", "exact"])
 def test_a_traced_grid_and_a_key(adjoint):
     """The weights of the graph are those of the host, and a key is its draws, in x_T, the noise and the leaves of each interval."""

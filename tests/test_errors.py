@@ -239,6 +239,11 @@ CASES = {  # what is done, the error, what its sentence holds
         ValueError,
         r"follows the ODE, or an SDE of one stochasticity tau, and Churn here has no such SDE: use DiscreteAdjoint",
     ),
+    "kept linearisations of several stages": (
+        lambda: gradient(solver=aj.EDMHeun(), adjoint=aj.AdjointDEIS(keep=True)),
+        ValueError,
+        r"AdjointDEIS\(keep=True\) takes solvers that read the network once a step, at x; ExponentialRK does not: use DiscreteAdjoint",
+    ),
     "tau by step and AdjointDEIS": (
         lambda: gradient(solver=aj.solvers.SASolver(tau=(1.0, 0.5, 0.0, 1.0)), key=jax.random.key(0), adjoint=aj.AdjointDEIS()),
         ValueError,

@@ -145,13 +145,14 @@ def test_work_of_plain_autodiff(wrt, parameters):
     assert flops(8, "DDIM", aj.DirectAdjoint(), wrt) == 8 * (FORWARD + BACKWARD + parameters)
 
 
-CONTINUOUS = {  # adjoint, nodes at which the network is linearised, cotangents a node
-    "PECE": (aj.AdjointDEIS(order=3), 17, 2),
-    "PEC": (aj.AdjointDEIS(order=3, mode="PEC"), 17, 1),
-    "AB": (aj.AdjointDEIS(order=2, mode="AB"), 16, 1),
-    "PECE_index": (aj.AdjointDEIS(order=2, steps=4, nodes="index"), 5, 2),
-    "PECE_lam": (aj.AdjointDEIS(order=2, steps=8), 9, 2),
-    "published": (aj.AdjointDEIS(order=1, sigma_data=np.inf, published=True), 16, 1),
+CONTINUOUS = {  # adjoint, nodes at which the network is linearised, of which anew, cotangents a node
+    "PECE": (aj.AdjointDEIS(order=3), 17, 17, 2),
+    "PEC": (aj.AdjointDEIS(order=3, mode="PEC"), 17, 17, 1),
+    "AB": (aj.AdjointDEIS(order=2, mode="AB"), 16, 16, 1),
+    "PECE_index": (aj.AdjointDEIS(order=2, steps=4, nodes="index"), 5, 5, 2),
+    "PECE_lam": (aj.AdjointDEIS(order=2, steps=8), 9, 9, 2),
+    "kept": (aj.AdjointDEIS(order=2, steps=8, keep=True), 9, 1, 2),
+    "published": (aj.AdjointDEIS(order=1, sigma_data=np.inf, published=True), 16, 16, 1),
 }
 
 
@@ -165,9 +166,9 @@ CONTINUOUS = {  # adjoint, nodes at which the network is linearised, cotangents 
 )
 def test_work_of_the_continuous_adjoint(mode, name, wrt, parameters):
     """N forward, then one forward, one or two backward a node, and one share of the parameters where asked for."""
-    adjoint, nodes, cotangents = CONTINUOUS[mode]
+    adjoint, nodes, anew, cotangents = CONTINUOUS[mode]
     sampler = 16 * EVALUATIONS[name] * FORWARD
-    assert flops(16, name, adjoint, wrt) == sampler + nodes * (FORWARD + cotangents * BACKWARD + parameters)
+    assert flops(16, name, adjoint, wrt) == sampler + anew * FORWARD + nodes * (cotangents * BACKWARD + parameters)
 
 
 @pytest.mark.parametrize(("adjoint", "cotangents"), [(aj.DiscreteAdjoint(), 1), (aj.AdjointDEIS(order=2), 2)], ids=["discrete", "PECE"])

@@ -21,7 +21,7 @@ ADJOINTS = {
     "direct": aj.DirectAdjoint(),
     "discrete": aj.DiscreteAdjoint(),
     "PECE": aj.AdjointDEIS(order=3),
-    "AB": aj.AdjointDEIS(order=2, steps=2, nodes="index", mode="AB"),
+    "AB": aj.AdjointDEIS(order=2, steps=2, nodes="index", mode="AB", keep=True),
     "DPM": aj.AdjointDPM(),
     "kept": aj.adjoints.InterpolatedAdjoint(steps=3, mode="PEC", keep=True),
 }
@@ -145,7 +145,11 @@ TRANSFORMS = {
 def covering(names):
     """Every name with every adjoint, the solvers taken in turn: every pair of the three axes that there is at least once."""
     solvers = list(SOLVERS)
-    return [(name, adjoint, solvers[(i + j) % (2 if adjoint == "kept" else 3)]) for i, name in enumerate(names) for j, adjoint in enumerate(ADJOINTS)]
+    return [
+        (name, adjoint, solvers[(i + j) % (2 if adjoint in ("AB", "kept") else 3)])
+        for i, name in enumerate(names)
+        for j, adjoint in enumerate(ADJOINTS)
+    ]
 
 
 @pytest.mark.parametrize(("transform", "adjoint", "solver"), covering(TRANSFORMS))

@@ -172,6 +172,20 @@ def first(inputs: Any, i: Any = 0) -> Any:
     return jax.tree.map(lambda leaf: leaf[i], inputs)
 
 
+def parts(computation: Computation) -> tuple:
+    """(step, predict, linear, shared, carry, inputs); linear(p, carry, inputs) is the step with the network's answer p given."""
+    shared, _ = computation.shared()
+    carry, inputs = computation.carry(), computation.inputs()
+    step = closed(computation.step, shared, carry, first(inputs))
+    predict = closed(computation.predict, shared, first(inputs).per_step, inputs.t0[0], computation.x)
+    linear = closed(lambda p, carry, inputs: advanced(computation, p, carry, inputs), computation.x, carry, first(inputs))
+    return step, predict, linear, shared, carry, inputs
+
+
+def advanced(computation: Computation, p: Any, carry: Any, inputs: Inputs) -> Any:
+    return computation.advance(answering(computation.term, p), None, carry, inputs)
+
+
 def run_forward(step: Callable, shared: Any, carry: Any, inputs: Any, record: Callable) -> tuple[Any, Any]:
     """`lax.scan` of (1); record(carry_i, carry_{i+1}) is stacked."""
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .._numerics import zeros_like
-from ._computation import Computation, Inputs, add_to_value, answering, closed, first
+from ._computation import Computation, Inputs, add_to_value, advanced, first
 from ._interpolation import Plan, Table, Way
 from .discrete import constant
 
@@ -19,20 +19,6 @@ class Scales(NamedTuple):
 
     s: Any
     table: Table
-
-
-def parts(computation: Computation) -> tuple:
-    """(step, predict, linear, shared, carry, inputs); linear(p, carry, inputs) is the step with the network's answer p given."""
-    shared, _ = computation.shared()
-    carry, inputs = computation.carry(), computation.inputs()
-    step = closed(computation.step, shared, carry, first(inputs))
-    predict = closed(computation.predict, shared, first(inputs).per_step, inputs.t0[0], computation.x)
-    linear = closed(lambda p, carry, inputs: _advance(computation, p, carry, inputs), computation.x, carry, first(inputs))
-    return step, predict, linear, shared, carry, inputs
-
-
-def _advance(computation: Computation, p: Any, carry: Any, inputs: Inputs) -> Any:
-    return computation.advance(answering(computation.term, p), None, carry, inputs)
 
 
 def scales(computation: Computation, plan: Plan) -> Scales:
@@ -47,7 +33,7 @@ def scales(computation: Computation, plan: Plan) -> Scales:
         inputs_i, row, size = slices
         size = size / whole(small, kappa).ravel()[0]
         kappa = jax.tree.map(lambda leaf: leaf * size, kappa)
-        advance = lambda p, floats: _floats(_advance(small, p, eqx.combine(floats, carry), inputs_i))  # noqa: E731
+        advance = lambda p, floats: _floats(advanced(small, p, eqx.combine(floats, carry), inputs_i))  # noqa: E731
         q, (x, state) = jax.vjp(advance, one, _floats(carry))[1](kappa)
         return (x + ((row.fraction / row.sigma) - row.of_x) / row.of_p * q, state), q.ravel()[0]
 

@@ -28,6 +28,7 @@ from ..splitting import Splitting
 from ._base import AbstractSamplerAdjoint, followed
 from ._computation import Computation, Inputs
 from ._continuous import Plan, run
+from ._keeping import check_reads_once
 from ._nodes import Intervals, Nodes, Rule, choose, lay_out
 from .discrete import DiscreteAdjoint, add, checked_unroll, constant
 
@@ -64,8 +65,10 @@ class AdjointDEIS(AbstractSamplerAdjoint):
             same method with the exact weights int e^L l_j(L) dL, L = -lam, in place of the ratio h / (2 h_prev) of its second order.
         unroll: nodes in one iteration of the backward loop, as `DiscreteAdjoint.unroll`.
         integral_order: order of the integrals of args, network and per-step leaves, of the same range; None is `order`.
+        keep: whether the nodes keep the linearisations that the sampler makes there: one forward evaluation (at its end) instead of one a node,
+            in the memory of a linearisation a node. For solvers that read the network once a step, at x.
     Raises:
-        ValueError: for other orders, modes or nodes, and for `published` without sigma_data=inf.
+        ValueError: for other orders, modes or nodes, for `published` without sigma_data=inf, and for `keep` with another solver.
     Reference: Blasingame & Liu, AdjointDEIS (NeurIPS 2024), AdjointDEIS-1 and -2M; Hairer, Norsett & Wanner, Solving ODEs I, III.1.
 
         g = jax.grad(lambda x: loss(aj.sample(term, x, args, grid=ts, adjoint=aj.AdjointDEIS(steps=12))))(x_T)
@@ -79,6 +82,7 @@ class AdjointDEIS(AbstractSamplerAdjoint):
     published: bool | str = eqx.field(static=True)
     unroll: int = eqx.field(static=True)
     integral_order: int = eqx.field(static=True)
+    keep: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -90,9 +94,10 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         published: bool | str = False,
         unroll: int = 1,
         integral_order: int | None = None,
+        keep: bool = False,
     ):
         self.order, self.splitting, self.steps = order, Splitting(sigma_data), steps
-        self.published, self.unroll = published, checked_unroll(unroll)
+        self.published, self.unroll, self.keep = published, checked_unroll(unroll), keep
         self.nodes = nodes if isinstance(nodes, str) else tuple(int(i) for i in nodes)
         self.mode = "AB" if published and mode == "PECE" else mode
         self.integral_order = order if integral_order is None else integral_order
@@ -118,13 +123,15 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         index = choose(computation.ts, computation.term.process.lam(computation.ts), self.steps, self.nodes)
         if not len(index):
             return DiscreteAdjoint(unroll=self.unroll).run(computation)
+        if self.keep:
+            check_reads_once(computation, "AdjointDEIS(keep=True)")
         visited = index[:-1] if self.mode == "AB" and len(index) > 1 else index  # AB never linearises at the last node
 
         def sweep(linearise: Callable, adjoint: State, total: Any, kept: Any, per_step: Any, nodes: Any, noisy: bool) -> tuple[State, Any, Any]:
             transposes = lambda *at: linearise(*at)[1]  # noqa: E731
             return adams(transposes, adjoint, total, kept, per_step, nodes[0], noisy, rule=self.rule, unroll=self.unroll)
 
-        plan = Plan(computation, "AdjointDEIS", index, visited, visited, sweep, between)
+        plan = Plan(computation, "AdjointDEIS", index, visited, visited, sweep, between, self.keep)
         return run(computation, self._nodes(computation, splitting, index), plan)
 
     def _nodes(self, computation: Computation, splitting: Splitting, index: np.ndarray) -> tuple[Nodes, Intervals]:
@@ -165,9 +172,9 @@ def adams(
 
     def body(acc: Any, slices: Any) -> tuple[Any, Any]:
         predicted, base, past, total = acc
-        x, per_step, node = slices
-        transpose = linearise(x, node.t, per_step)
-        scale, fraction = fit(node.scale, x), fit(node.fraction, x)
+        here, per_step, node = slices
+        transpose = linearise(here, node.t, per_step)
+        scale, fraction = fit(node.scale, predicted), fit(node.fraction, predicted)
 
         def pull(w: State) -> tuple[State, Any, Any]:
             a = node.reach * w / scale

@@ -10,13 +10,12 @@ import numpy as np
 from .._types import Args
 from ..splitting import level
 from ..terms import DiffusionTerm
-from ._computation import Computation, add_to_value
-from ._continuous import run_keeping
+from ._computation import Computation, add_to_value, parts
 from ._fitting import Record, fitted_rule
 from ._interpolation import Fitted, Plan, polynomials
-from ._linearisations import Network
+from ._keeping import Network, run_keeping
 from ._prepare import prepare
-from ._sweep import Sweep, parts, scales, whole
+from ._sweep import Sweep, scales, whole
 from .interpolated import InterpolatedAdjoint, check_linear
 
 SKETCH = 1024
@@ -88,7 +87,7 @@ def _record(computation: Computation, plan: Plan, cotangents: Any) -> tuple[Any,
 
     def body(kappas: Any, slices: Any) -> tuple[Any, Any]:
         x, i = slices
-        pull = network.linearise(x, i)[1]
+        pull = network.at(x, i)[1]
 
         def pilot(kappa: Any) -> Any:
             u = sweep.transposed(kappa, i)[1] / sweep.s[i]

@@ -29,13 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import is_concrete, varying_like, zeros_like
-from ..solvers.linear import AbstractLinear
 from ._base import AbstractSamplerAdjoint
-from ._computation import Computation, add_to_value, run_forward, saved, value_of
-from ._continuous import run_keeping
+from ._computation import Computation, add_to_value, first, parts, run_forward, saved, value_of
 from ._interpolation import Fitted, Plan, Rule, Way, polynomials
-from ._linearisations import Network, at
-from ._sweep import Scales, Sweep, parts, scales
+from ._keeping import Network, check_reads_once, run_keeping
+from ._sweep import Scales, Sweep, scales
 from .discrete import accumulator, add
 
 
@@ -108,9 +106,9 @@ class InterpolatedAdjoint(AbstractSamplerAdjoint):
 
 def check_linear(computation: Computation) -> None:
     """Raises where (1) is not what a step is."""
-    solver, name = computation.solver, type(computation.solver).__name__
-    if not isinstance(solver, AbstractLinear) or solver.pattern.reads != ("x",) or np.ndim(computation.rows.of_x) != 2:
-        raise ValueError(f"InterpolatedAdjoint takes solvers that read the network once a step, at x; {name} does not: use DiscreteAdjoint.")
+    check_reads_once(computation, "InterpolatedAdjoint")
+    if np.ndim(computation.rows.of_x) != 2:
+        raise ValueError("InterpolatedAdjoint takes splittings of one number, and sigma_data here is an array: use DiscreteAdjoint.")
     if not is_concrete(computation.ts):
         raise ValueError("InterpolatedAdjoint lays its nodes on a concrete grid, and this one is traced: use DiscreteAdjoint.")
 
@@ -154,7 +152,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, scales: Sca
     def body(acc: Any, slices: Any) -> tuple[Any, Any]:
         base, known, total, noises = acc
         way, k, omega = slices
-        pull = at(kept, k) if plan.keep else network.linearise(kept[k], way.index)[1]
+        pull = eqx.combine(first(kept.stacked, k), kept.fixed) if plan.keep else network.at(kept[k], way.index)[1]
         kappa, r, shares, noises = sweep.node(base, way, known, pull, noises, plan.twice)
         total = jax.tree.map(lambda sum_, share, weight: add(sum_, weight.astype(share.dtype) * share), total, shares[0], omega)
         base = jax.tree.map(lambda new, old: jnp.where(way.restart, new, old), kappa, base)
