@@ -41,13 +41,13 @@ class Config:
     """For the 64x64 UNet."""
     trained: int = 64
     """Images that schedules are searched on, from another seed."""
-    large_trained: int = 1
+    large_trained: int = 3
     tries: int = 600
-    large_tries: int = 40
+    large_tries: int = 15
 
 
 def solvers(problem: Problem) -> Iterator[tuple[str, str, AbstractSampler]]:
-    """(sampler, splitting, solver); for the large network three splittings, polynomials in lam alone, and grids t, q and l."""
+    """(sampler, splitting, solver); for the large network three splittings, polynomials in lam alone, and grids t, l and k."""
     inf = float("inf")
     for c in (0.0, 0.5, inf) if problem.large else (0.0, 0.25, 0.5, 1.0, inf):
         for variable in ("lam",) if problem.large else ("lam", "t", "rho", "theta") if 0 < c < inf else ("lam", "t", "rho"):
@@ -77,11 +77,11 @@ def grids(problem: Problem, steps: int) -> Iterator[tuple[str, np.ndarray]]:
     process = problem.term.process
     ends: Any = {"t_start": problem.start, "t_end": problem.end}
     yield "t", aj.grids.uniform(process, steps, **ends)
-    yield "q", aj.grids.quadratic(process, steps, **ends)
     if not problem.large:
+        yield "q", aj.grids.quadratic(process, steps, **ends)
         yield "a", aj.grids.angle(process, steps, **ends)
     finite = np.isfinite(process.lam(problem.start))
-    for letter, rule in (("l", aj.grids.log_snr), ("k", aj.grids.karras))[: 1 if problem.large else 2]:
+    for letter, rule in (("l", aj.grids.log_snr), ("k", aj.grids.karras)):
         if finite:
             yield letter, rule(process, steps, **ends)
         elif steps > 1:
@@ -180,7 +180,7 @@ def search(config: Config, trained: Problem, problem: Problem, reference: np.nda
     """The error on fresh noise of the schedule found on other noise; the schedule is kept."""
     search_options: Any = {"evaluations": config.tries, "descents": 3}
     if problem.large:
-        search_options = {"evaluations": config.large_tries, "descents": 1, "splittings": ("data", 0.5)}
+        search_options = {"evaluations": config.large_tries, "descents": 1, "splittings": ("data",)}
     schedule = aj.search_schedule(
         trained.term, trained.x_T, trained.args, steps=evaluations, grid=trained.fine(60), reference=trained.target, **search_options
     )
