@@ -41,7 +41,7 @@ class Config:
     """For the 64x64 UNet."""
     trained: int = 64
     """Images that schedules are searched on, from another seed."""
-    large_trained: int = 3
+    large_trained: int = 2
     tries: int = 600
     large_tries: int = 15
 
@@ -182,7 +182,13 @@ def search(config: Config, trained: Problem, problem: Problem, reference: np.nda
     if problem.large:
         search_options = {"evaluations": config.large_tries, "descents": 1, "splittings": ("data",)}
     schedule = aj.search_schedule(
-        trained.term, trained.x_T, trained.args, steps=evaluations, grid=trained.fine(60), reference=trained.target, **search_options
+        trained.term,
+        trained.x_T,
+        trained.args,
+        steps=evaluations,
+        grid=trained.fine(30 if problem.large else 60),
+        reference=trained.target,
+        **search_options,
     )
     times = np.array(schedule.times)
     schedule.save(config.out / f"schedule_{problem.name}_{evaluations}.json")
