@@ -14,7 +14,7 @@ import numpy as np
 from .._numerics import zeros_like
 from .._types import State
 from ._computation import Computation, first, parts, run_forward, saved
-from ._keeping import Network, run_keeping
+from ._keeping import network_of, run_keeping
 from .discrete import accumulator, add
 
 
@@ -65,15 +65,10 @@ def _forward(perturbed: Any, vjp_arg: Any, nodes: Any, plan: Plan) -> tuple[Any,
     step, _, linear, shared, carry, inputs = vjp_arg
     record = lambda following: saved(following, plan.save, False)  # noqa: E731
     if plan.keep:
-        carry, kept, states = _network(vjp_arg, perturbed).run_keeping(linear, carry, inputs, plan.stored, record)
+        carry, kept, states = network_of(vjp_arg, perturbed).run_keeping(linear, carry, inputs, plan.stored, record)
     else:
         carry, kept, states = run_keeping(step, shared, carry, inputs, plan.stored, record)
     return (carry[0], states), (kept, perturbed)
-
-
-def _network(vjp_arg: Any, perturbed: Any) -> Network:
-    _, predict, _, shared, _, inputs = vjp_arg
-    return Network(predict, shared, inputs, (perturbed[1], perturbed[3], perturbed[5].per_step))
 
 
 @_run.def_bwd
@@ -83,7 +78,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, nodes: Any,
     adjoint, cotangent_states = cotangents
     if cotangent_states is not None:
         raise ValueError(f"{plan.name} differentiates the final state only: use DiscreteAdjoint for a loss on a saved trajectory.")
-    network = _network(vjp_arg, perturbed)
+    network = network_of(vjp_arg, perturbed)
     of_step, step_fixed = eqx.partition(step, perturbed[0])
     given, rest = eqx.partition(inputs, perturbed[5])  # of which per-step leaves and the noise
     differentiated = (of_step, network.differentiated)

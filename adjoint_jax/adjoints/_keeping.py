@@ -110,6 +110,12 @@ class Network:
         return carry, Kept(stacked[0], *pulls), states
 
 
+def network_of(parts: Any, perturbed: Any) -> Network:
+    """Of the `parts` of a computation, of which `perturbed` says what is differentiated."""
+    _, predict, _, shared, _, inputs = parts
+    return Network(predict, shared, inputs, (perturbed[1], perturbed[3], perturbed[5].per_step))
+
+
 class Kept(NamedTuple):
     """At each node the state, of its linearisation what differs between steps, and once what does not."""
 

@@ -32,7 +32,7 @@ from .._numerics import is_concrete, varying_like, zeros_like
 from ._base import AbstractSamplerAdjoint
 from ._computation import Computation, add_to_value, first, parts, run_forward, saved, value_of
 from ._interpolation import Fitted, Plan, Rule, Way, polynomials
-from ._keeping import Network, check_reads_once, run_keeping
+from ._keeping import Network, check_reads_once, network_of, run_keeping
 from ._sweep import Scales, Sweep, scales
 from .discrete import accumulator, add
 
@@ -127,15 +127,10 @@ def _forward(perturbed: Any, vjp_arg: Any, scales: Scales, plan: Plan) -> tuple[
     step, _, linear, shared, carry, inputs = vjp_arg
     record = lambda following: saved(following, plan.save, plan.paired)  # noqa: E731
     if plan.keep:
-        carry, kept, states = _network(vjp_arg, perturbed).run_keeping(linear, carry, inputs, plan.rule.nodes, record)
+        carry, kept, states = network_of(vjp_arg, perturbed).run_keeping(linear, carry, inputs, plan.rule.nodes, record)
     else:
         carry, kept, states = run_keeping(step, shared, carry, inputs, plan.rule.nodes, record)
     return (value_of(carry, plan.paired), states), (kept, perturbed)
-
-
-def _network(vjp_arg: Any, perturbed: Any) -> Network:
-    _, predict, _, shared, _, inputs = vjp_arg
-    return Network(predict, shared, inputs, (perturbed[1], perturbed[3], perturbed[5].per_step))
 
 
 @_run.def_bwd
@@ -143,7 +138,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, scales: Sca
     kept, perturbed = residuals
     step, _, linear, _, carry, inputs = vjp_arg
     cotangent, states = cotangents
-    network, rule = _network(vjp_arg, perturbed), plan.rule
+    network, rule = network_of(vjp_arg, perturbed), plan.rule
     noisy = any(jax.tree.leaves(perturbed[5].noise))
     sweep = Sweep(linear, carry, inputs, states, noisy, varying_like(scales, carry[0]), plan.paired)
     spread = _spread(rule, scales, network)
