@@ -239,6 +239,7 @@ CASES = {  # what is done, the error, what its sentence holds
         ValueError,
         r"follows the ODE, or an SDE of one stochasticity tau, and Churn here has no such SDE: use DiscreteAdjoint",
     ),
+    "keep of AdjointDEIS": (lambda: aj.AdjointDEIS(keep=3), ValueError, r"keep=3: AdjointDEIS keeps the linearisations of all its nodes or of none"),
     "kept linearisations of several stages": (
         lambda: gradient(solver=aj.EDMHeun(), adjoint=aj.AdjointDEIS(keep=True)),
         ValueError,

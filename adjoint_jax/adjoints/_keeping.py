@@ -27,6 +27,12 @@ def check_reads_once(computation: Computation, name: str) -> None:
         raise ValueError(f"{name} takes solvers that read the network once a step, at x; {type(solver).__name__} does not: use DiscreteAdjoint.")
 
 
+def checked_keep(keep: Any, name: str) -> bool:
+    if not isinstance(keep, bool):
+        raise ValueError(f"keep={keep!r}: {name} keeps the linearisations of all its nodes or of none: use True or False.")
+    return keep
+
+
 def run_keeping(step: Callable, shared: Any, carry: Any, inputs: Any, nodes: np.ndarray, record: Callable) -> tuple[Any, Any, Any]:
     """The sampler: its last carry, the states at `nodes` (last first), and what `record` takes of the carry after each step."""
     advance = lambda carry, inputs, _: (step(shared, carry, inputs), carry[0])  # noqa: E731

@@ -28,7 +28,7 @@ from ..splitting import Splitting
 from ._base import AbstractSamplerAdjoint, followed
 from ._computation import Computation, Inputs
 from ._continuous import Plan, run
-from ._keeping import check_reads_once
+from ._keeping import check_reads_once, checked_keep
 from ._nodes import Intervals, Nodes, Rule, choose, lay_out
 from .discrete import DiscreteAdjoint, add, checked_unroll, constant
 
@@ -97,7 +97,7 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         keep: bool = False,
     ):
         self.order, self.splitting, self.steps = order, Splitting(sigma_data), steps
-        self.published, self.unroll, self.keep = published, checked_unroll(unroll), keep
+        self.published, self.unroll, self.keep = published, checked_unroll(unroll), checked_keep(keep, "AdjointDEIS")
         self.nodes = nodes if isinstance(nodes, str) else tuple(int(i) for i in nodes)
         self.mode = "AB" if published and mode == "PECE" else mode
         self.integral_order = order if integral_order is None else integral_order

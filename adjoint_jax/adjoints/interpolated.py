@@ -32,7 +32,7 @@ from .._numerics import is_concrete, varying_like, zeros_like
 from ._base import AbstractSamplerAdjoint
 from ._computation import Computation, add_to_value, first, parts, run_forward, saved, value_of
 from ._interpolation import Fitted, Plan, Rule, Way, polynomials
-from ._keeping import Network, check_reads_once, network_of, run_keeping
+from ._keeping import Network, check_reads_once, checked_keep, network_of, run_keeping
 from ._sweep import Scales, Sweep, scales
 from .discrete import accumulator, add
 
@@ -84,8 +84,8 @@ class InterpolatedAdjoint(AbstractSamplerAdjoint):
             raise ValueError(f"InterpolatedAdjoint has orders 1 to 4 and a finite positive sigma_data; got {order!r} and {sigma_data!r}.")
         if mode not in ("PECE", "PEC"):
             raise ValueError(f'mode={mode!r} is not known: use "PECE" or "PEC".')
-        self.order, self.sigma_data, self.steps, self.mode, self.keep = order, float(sigma_data), steps, mode, keep
-        self.fitted = fitted
+        self.order, self.sigma_data, self.steps, self.mode, self.fitted = order, float(sigma_data), steps, mode, fitted
+        self.keep = checked_keep(keep, "InterpolatedAdjoint")
         if fitted is not None:
             index = fitted.rule.nodes[::-1]
             self.order, self.sigma_data, self.steps, self.mode, nodes = fitted.order, fitted.sigma_data, len(index), "PEC", index.tolist()
