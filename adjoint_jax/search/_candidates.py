@@ -104,8 +104,8 @@ def cross(rng: np.random.Generator, one: Candidate, other: Candidate) -> Candida
 
 
 def fixed_grids(process: AbstractProcess, fine: np.ndarray, steps: int) -> list[np.ndarray]:
-    """Places of the usual grids between the fine grid's ends: even in its index, in t, in log(alpha/sigma), and as Karras et al. have them."""
-    rules = [grids.uniform]
+    """Places of the usual grids between the fine grid's ends: even in its index, in t, sqrt(t), the angle, log(alpha/sigma), and Karras's."""
+    rules: list[Any] = [grids.uniform, grids.quadratic, grids.angle]
     if np.isfinite(process.lam(fine[[0, -1]])).all():
         rules += [grids.log_snr, grids.karras]
     found = [np.arange(1, steps) / steps, *(places(fine, rule(process, steps, t_start=float(fine[0]), t_end=float(fine[-1]))) for rule in rules)]
