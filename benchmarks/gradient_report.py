@@ -23,11 +23,11 @@ def cost(entry: Any, steps: int, ratio: float) -> float:
 
 
 def write(networks: dict[str, Any], out: Path) -> None:
-    """A table for each network, kind and N, in the order of cost; all networks' curves of x_T in one picture."""
-    parts = []
+    """What each method reaches at 0.6 C and 0.5 C, a table for each network, kind and N in the order of cost, and all curves in one picture."""
+    parts = [_summary(networks, kind, limit) for kind in ("ode", "sde") for limit in (0.6, 0.5)]
     for network, found in networks.items():
         for kind in ("ode", "sde"):
-            for steps, rows in found.get(kind, {}).items():
+            for steps, rows in sorted(found.get(kind, {}).items(), key=lambda pair: int(pair[0])):
                 head = ["method", "M", "cost / C", "F", "B", "x_T: median", "worst", "cosine", "cond: median", "worst", "cosine", "MiB", "ms"]
                 lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
                 for label, entry in sorted(rows.items(), key=lambda row: cost(row[1], int(steps), found["ratio"])):
@@ -37,6 +37,30 @@ def write(networks: dict[str, Any], out: Path) -> None:
             parts.append(_peers(TITLES[network], found["peers"]))
     (out / "gradients.md").write_text("\n".join(parts))
     _plot(networks, out / "gradients.png")
+
+
+def _summary(networks: dict[str, Any], kind: str, limit: float) -> str:
+    """Of each method the entry of least median error in x_T whose cost is within the limit (0.01 C of grace)."""
+    columns = [(network, steps) for network, found in networks.items() for steps in sorted(found.get(kind, {}), key=int)]
+    head = ["method", *(f"{network}, N = {steps}" for network, steps in columns)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for method in COLOURS:
+        cells = []
+        for network, steps in columns:
+            rows, ratio = networks[network][kind][steps], networks[network]["ratio"]
+            found = [(label, entry) for label, entry in rows.items() if label.split(" | ")[0] == method]
+            found = [
+                (label, entry) for label, entry in found if cost(entry, int(steps), ratio) <= limit + 0.01 and entry["x_T"][0] == entry["x_T"][0]
+            ]
+            cells.append(_cell(*min(found, key=lambda pair: pair[1]["x_T"][0])) if found else "")
+        if any(cells):
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return f"## {kind.upper()}, at most {limit} C: median / worst in x_T, then in the condition (M)\n\n" + "\n".join(lines) + "\n"
+
+
+def _cell(label: str, entry: Any) -> str:
+    pairs = [f"{entry[name][0]:.1e} / {entry[name][1]:.1e}" for name in ("x_T", "cond") if name in entry]
+    return "; ".join(pairs) + f" ({label.split(' | ')[1]})"
 
 
 def _line(label: str, entry: Any, steps: int, ratio: float) -> str:
@@ -64,7 +88,9 @@ def _plot(networks: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    panels = [(network, kind, steps) for network, found in networks.items() for kind in ("ode", "sde") for steps in found.get(kind, {})]
+    panels = [
+        (network, kind, steps) for network, found in networks.items() for kind in ("ode", "sde") for steps in sorted(found.get(kind, {}), key=int)
+    ]
     columns = max(len(panels) // max(2 * len(networks), 1), 1)
     lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 3.2 * lines), squeeze=False)
