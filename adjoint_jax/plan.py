@@ -12,7 +12,6 @@ and the same flops a step for every N. The loops are compiled once whatever thei
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any, NamedTuple
 
 import diffrax
@@ -20,18 +19,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ._measure import Measure, bytes_of
 from ._types import Args, ArrayLike, State
-from ._work import flops
-from .adjoints import AdjointDEIS, AdjointDPM, DiscreteAdjoint, InterpolatedAdjoint, LastK, PerStep, ReversibleAdjoint
+from .adjoints import AdjointDEIS, AdjointDPM, DiscreteAdjoint, InterpolatedAdjoint, LastK, PerStep, ReversibleAdjoint, segments_needed
 from .adjoints._storage import HOST, stored_bytes
 from .audit import chosen_inputs, filled_args
 from .sample import prepare
 from .solvers import AbstractPaired
 from .terms import DiffusionTerm
-
-SHORT = 3
-"""Steps of the programs that are compiled: XLA writes shorter loops out."""
-
 
 PREFERRED = (InterpolatedAdjoint, AdjointDEIS, AdjointDPM, LastK)
 """The approximate ones, the best first."""
@@ -73,18 +68,21 @@ def plan(
     wrt: Sequence[str] = ("x_T", "args"),
     key: Any = None,
     noise: Any = None,
+    tol: float | None = None,
 ) -> Plan:
     """Predicts memory and cost of the adjoints for this network and grid, and names the fastest exact one that fits into `budget_bytes`.
 
     The bytes are the temporaries of the compiled gradient on the default device, without its arguments (term, x_T and args; weights that are
     constants of the program instead are laid out otherwise), its answers and the loss. Where no exact adjoint fits, the best is the
     `InterpolatedAdjoint` of most nodes that does (with the weights of `fit_interpolation` it errs by 3 to 1000 times less at the same bytes and
-    cost), or the `AdjointDEIS` where the solver reads the network several times a step. Nothing is run.
+    cost), or the `AdjointDEIS` where the solver reads the network several times a step. Nothing is run, unless `tol` is given.
 
     Args:
         term, x_T, args, grid, solver, key, noise: as in `sample`.
         budget_bytes: what the temporaries may take.
         wrt: the inputs that are differentiated, as in `audit`.
+        tol: the drift that a `ReversibleAdjoint` may have. Where it is given, the sampler is run and undone at x_T to find how many segments that
+            needs (`segments_needed`), and there is no such row where no number is enough; None: one segment, whatever its drift.
 
     Returns:
         One row for each adjoint, and `best`.
@@ -113,10 +111,12 @@ def plan(
 
     whole = eqx.filter_eval_shape(computation, chosen, arrays)
     carry = eqx.filter_eval_shape(lambda *a: computation(*a).carry(), chosen, arrays)
-    measure = _Measure(objective, (chosen, arrays), whole.steps, 0 if noise is None else _bytes(whole.noise) // whole.steps)
-    paired = isinstance(whole.solver, AbstractPaired)
-    rows = _exact(measure, _bytes(carry), budget_bytes, paired)
-    rows += _approximate(measure, _bytes(carry[0]), budget_bytes, _families(objective, chosen, arrays))
+    measure = Measure(objective, (chosen, arrays), whole.steps, 0 if noise is None else bytes_of(whole.noise) // whole.steps)
+    segments = 0 if not isinstance(whole.solver, AbstractPaired) else 1
+    if segments and tol is not None:
+        segments = _segments(term, x_T, args, grid=grid, solver=solver, key=key, noise=noise, tol=tol)
+    rows = _exact(measure, bytes_of(carry), budget_bytes, ReversibleAdjoint(segments, tol) if segments else None)
+    rows += _approximate(measure, bytes_of(carry[0]), budget_bytes, _families(objective, chosen, arrays))
     result = Plan(rows)
     result.budget_bytes = int(budget_bytes)
     fitting = [row for row in rows if row.fits]
@@ -124,6 +124,14 @@ def plan(
     rest = sorted((row for row in fitting if not row.exact), key=lambda row: (PREFERRED.index(type(row.adjoint)), -row.cost))
     result.best = next((row.adjoint for row in (*exact, *rest)), None)
     return result
+
+
+def _segments(*given: Any, **more: Any) -> int:
+    """`segments_needed`, or 0 where no number is enough."""
+    try:
+        return segments_needed(*given, **more)
+    except ValueError:
+        return 0
 
 
 def _families(objective: Callable, chosen: Any, arrays: Any) -> list[type]:
@@ -139,40 +147,7 @@ def _families(objective: Callable, chosen: Any, arrays: Any) -> list[type]:
     return found
 
 
-class _Measure:
-    """What is read from the short programs. Of the values: `forward` flops a step; of the recomputing exact gradient: `work_0` flops a step, the unit
-    of costs, `state` bytes stored a step, and `base_0` bytes beside them. A network without products counts 1 forward and 1 backward.
-    """
-
-    def __init__(self, objective: Callable, given: tuple, steps: int, noise: int):
-        self.objective, self.given, self.steps, self.noise, self.short = objective, given, steps, noise, min(SHORT, steps)
-        exact = DiscreteAdjoint()
-        self.forward, self.work_0, self.state = self.work(None) or 1, self.work(exact) or 3, self.slope(exact)
-        self.base_0 = self.base(exact, self.short * self.state)
-
-    def slope(self, adjoint: Any) -> int:
-        """Bytes of residuals a step."""
-
-        def residuals(steps: int) -> int:
-            value = self.objective(adjoint, steps)
-            return _bytes(jax.eval_shape(lambda chosen, arrays: jax.vjp(lambda chosen: value(chosen, arrays), chosen)[1], *self.given))
-
-        return residuals(self.short) - residuals(self.short - 1) - self.noise if self.short > 1 else residuals(1)
-
-    def base(self, adjoint: Any, stored: int) -> int:
-        """Bytes of temporaries beside what is stored."""
-        analysis = jax.jit(jax.grad(self.objective(adjoint, self.short))).lower(*self.given).compile().memory_analysis()
-        if analysis is None:
-            raise NotImplementedError(f"aj.plan reads the memory of compiled programs, which the {jax.default_backend()} backend does not tell.")
-        return max(analysis.temp_size_in_bytes - stored, 0)
-
-    def work(self, adjoint: Any) -> float:
-        """Flops a step of the gradient, or of the values alone where there is no adjoint."""
-        value = self.objective(adjoint or DiscreteAdjoint(), self.short)
-        return flops(jax.grad(value) if adjoint else value, *self.given) / self.short
-
-
-def _exact(measure: _Measure, carry: int, budget: int, paired: bool) -> list[PlanRow]:
+def _exact(measure: Measure, carry: int, budget: int, reversible: Any) -> list[PlanRow]:
     """Keeping all, as many as fit, or none; undoing the steps where they can be undone; states on the host; checkpoints of several levels."""
     n, recompute, keep = measure.steps, DiscreteAdjoint(), DiscreteAdjoint(keep="all")
     state, base_0, forward, work_0 = measure.state, measure.base_0, measure.forward, measure.work_0
@@ -191,8 +166,9 @@ def _exact(measure: _Measure, carry: int, budget: int, paired: bool) -> list[Pla
         k = fitting[-1]
         row(f"keep={k}", DiscreteAdjoint(keep=k), kept(k), work_0 - k / n * (work_0 - work_all))
     row("keep=0", recompute, kept(0), work_0)
-    if paired:
-        row("ReversibleAdjoint()", ReversibleAdjoint(), measure.base(ReversibleAdjoint(), 0), measure.work(ReversibleAdjoint()) or 3)
+    if reversible is not None:
+        count, one = reversible.segments, ReversibleAdjoint()
+        row(f"ReversibleAdjoint({count})", reversible, measure.base(one, 0) + (count - 1) * state, measure.work(one) or 3)
     if HOST is not None and jax.default_backend() != "cpu":
         row('states="host"', DiscreteAdjoint(states="host"), base_0, work_0 * (1 + 1e-6))  # transfers, so never before keep=0
     for levels in (2, 3, 4):
@@ -205,7 +181,7 @@ def _exact(measure: _Measure, carry: int, budget: int, paired: bool) -> list[Pla
     return rows
 
 
-def _approximate(measure: _Measure, x: int, budget: int, families: list[type]) -> list[PlanRow]:
+def _approximate(measure: Measure, x: int, budget: int, families: list[type]) -> list[PlanRow]:
     """Each at a quarter of the nodes, at half of them, and at as many as fit; truncation at a quarter of the steps."""
     n, short, rows = measure.steps, measure.short, []
     forward, work_0 = measure.forward, measure.work_0
@@ -236,8 +212,3 @@ def _shortened(computation: Any, steps: int) -> Any:
     args = jax.tree.map(lambda leaf: PerStep(leaf.value[:steps]) if per_step(leaf) else leaf, computation.args, is_leaf=per_step)
     rows, noise = jax.tree.map(lambda leaf: leaf[:steps], (computation.rows, computation.noise))
     return replace(computation, ts=computation.ts[: steps + 1], rows=rows, noise=noise, args=args)
-
-
-def _bytes(tree: Any) -> int:
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
-    return sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)

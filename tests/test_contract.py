@@ -23,7 +23,7 @@ SIGNATURES = {
     "sample": "(term, x_T, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
     "invert": "(term, x_0, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
     "audit": "(loss, term, x_T, args=None, *, grid, solver=None, adjoints, wrt=('x_T', 'args'), reference='exact', key=None, noise=None)",
-    "plan": "(term, x_T, args=None, *, grid, solver=None, budget_bytes, wrt=('x_T', 'args'), key=None, noise=None)",
+    "plan": "(term, x_T, args=None, *, grid, solver=None, budget_bytes, wrt=('x_T', 'args'), key=None, noise=None, tol=None)",
     "load": "(path=None, *, dtype=<class 'jax.numpy.float32'>)",
     "from_scheduler_config": "(config, *, published=True, eta=0.0, mu=None)",
     "cfg": "(network, scale, rescale=0.0, interval=None)",
@@ -136,7 +136,7 @@ def test_import_is_light():
 
 LAYERS = (
     "_types", "_numerics", "_reflect", "_paths", "_work", "processes", "grids", "splitting", "networks", "terms", "solvers", "schedulers", "adjoints",
-    "sample", "search", "audit", "plan",
+    "sample", "search", "audit", "_measure", "plan",
 )  # fmt: skip
 APART = ("models", "checkpoints")
 

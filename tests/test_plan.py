@@ -86,3 +86,17 @@ def test_stochastic_solvers_per_step_leaves_and_errors():
         problem(None, ("x_T",), 8, 0, dense)
     with pytest.raises(ValueError, match=r"names no float input; there are x_T, args\['w'\]"):
         problem(None, ("cond",), 8, 1, dense)
+
+
+def test_the_plan_counts_segments():
+    """As many as the drift allows, with their bytes; no row where none are enough."""
+    solver = aj.solvers.EDICT()
+    plan, (term, x, args, grid) = problem(solver, ("x_T",), 40, 10**9, tol=1e-4)
+    (row,) = (row for row in plan if "Reversible" in row.name)
+    needed = aj.adjoints.segments_needed(term, x, args, grid=grid, solver=solver, tol=1e-4)
+    assert (row.adjoint.segments, row.adjoint.tol) == (needed, 1e-4)
+    assert needed > 1
+    loss = lambda x: jnp.sum(aj.sample(term, x, args, grid=grid, solver=solver, adjoint=row.adjoint) ** 2)  # noqa: E731
+    program = jax.jit(jax.grad(loss)).lower(x).compile()
+    assert row.bytes == pytest.approx(program.memory_analysis().temp_size_in_bytes, rel=0.1)
+    assert not any("Reversible" in row.name for row in problem(solver, ("x_T",), 40, 10**9, tol=1e-12)[0])
