@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-TITLES = {"digits": "The embedded digits (v)", "flow": "Flow ViT (x0)", "unet64": "64x64 UNet (eps)"}
+TITLES = {"digits": "The embedded digits (v)", "flow": "Flow ViT (x0)", "unet64": "64x64 UNet (eps)", "unet64, finals": "64x64 UNet, other images"}
 
 
 def write(entries: dict[str, Any], out: Path) -> None:

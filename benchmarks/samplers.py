@@ -8,7 +8,7 @@ An entry is the geometric mean over the images of ||x_0 - reference|| / ||refere
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,12 +38,16 @@ class Config:
     searched: tuple[int, ...] = (5, 8, 10)
     images: int = 16
     large_images: int = 1
-    """For the 64x64 UNet."""
+    """For the 64x64 UNet. One image cannot tell which of two samplers is better: at the counts that are searched the finalists meet on others."""
+    finalists: int = 8
+    final_images: int = 4
     trained: int = 64
     """Images that schedules are searched on, from another seed."""
-    large_trained: int = 2
+    large_trained: int = 4
     tries: int = 600
     large_tries: int = 15
+    fixed: bool = True
+    """Whether fixed samplers are run; without them schedules are searched for alone."""
 
 
 def solvers(problem: Problem) -> Iterator[tuple[str, str, AbstractSampler]]:
@@ -152,28 +156,68 @@ def measure(config: Config, problem: Problem, trained: Problem, results: Results
     reference = problem.reference(config.out)
     for evaluations in config.evaluations:
         done = results.place(problem.name, str(evaluations))
-        for sampler, splitting, solver in solvers(problem):
-            row = f"{sampler} | {splitting}"
-            if row in done:
-                continue
-            best: tuple[float, str] | None = None
-            for letter, ts, made in grids_for(problem, solver, evaluations):
-                try:
-                    x = run(problem, made, ts, evaluations)
-                except ValueError:  # a splitting that cannot start at alpha = 0
-                    continue
-                error = np.inf if x is None else mean_error(x, reference)
-                if np.isfinite(error) and (best is None or error < best[0]):
-                    best = (error, letter)
-            results.put(problem.name, evaluations, row, best)
-        if find_spec("diffusers") and find_spec("torch"):
-            for name, call in peers(problem, evaluations).items():
-                if f"diffusers: {name} | peer" not in done:
-                    results.put(problem.name, evaluations, f"diffusers: {name} | peer", (mean_error(call(), reference), "own"))
+        if config.fixed:
+            for row, solver in rows_of(problem).items():
+                if row not in done:
+                    results.put(problem.name, evaluations, row, best_grid(problem, solver, evaluations, reference))
+            for row, call in peers_of(problem, evaluations).items():
+                if row not in done:
+                    results.put(problem.name, evaluations, row, (mean_error(call(), reference), "own"))
         if evaluations in config.searched and "S^3 | searched" not in done:
             results.put(problem.name, evaluations, "S^3 | searched", (search(config, trained, problem, reference, evaluations), "own"))
         shown = sorted((value[0], row) for row, value in results.place(problem.name, str(evaluations)).items() if value)[:6]
         print(f"{problem.name}, {evaluations}: " + "; ".join(f"{error:.2e} {row}" for error, row in shown), flush=True)
+
+
+def rows_of(problem: Problem) -> dict[str, AbstractSampler]:
+    return {f"{sampler} | {splitting}": solver for sampler, splitting, solver in solvers(problem)}
+
+
+def peers_of(problem: Problem, evaluations: int) -> dict[str, Callable[[], np.ndarray]]:
+    if not (find_spec("diffusers") and find_spec("torch")):
+        return {}
+    return {f"diffusers: {name} | peer": call for name, call in peers(problem, evaluations).items()}
+
+
+def best_grid(problem: Problem, solver: AbstractSampler, evaluations: int, reference: np.ndarray, only: str = "") -> tuple[float, str] | None:
+    """The least error over the grids, or that on one of them, and its letter."""
+    best: tuple[float, str] | None = None
+    for letter, ts, made in grids_for(problem, solver, evaluations):
+        if only and letter != only:
+            continue
+        try:
+            x = run(problem, made, ts, evaluations)
+        except ValueError:  # a splitting that cannot start at alpha = 0
+            continue
+        error = np.inf if x is None else mean_error(x, reference)
+        if np.isfinite(error) and (best is None or error < best[0]):
+            best = (error, letter)
+    return best
+
+
+def finals(config: Config, problem: Problem, results: Results) -> None:
+    """The best fixed rows and peers of the large network and its schedules, on other images, against Heun's method at every training step."""
+    fresh = PROBLEMS[problem.name](config.shared, config.final_images, 3)
+    for evaluations in config.searched:
+        rows, calls, name = rows_of(fresh), peers_of(fresh, evaluations), f"{problem.name}, finals"
+        found, done = results.place(problem.name, str(evaluations)), results.place(name, str(evaluations))
+        ranked = sorted((row for row in found if found[row]), key=lambda row: found[row][0])
+        for row in [row for row in ranked if row in rows][: config.finalists]:
+            if row not in done:
+                results.put(name, evaluations, row, best_grid(fresh, rows[row], evaluations, fresh.target, found[row][1]))
+        for row in [row for row in ranked if row in calls][:2]:
+            if row not in done:
+                results.put(name, evaluations, row, (mean_error(calls[row](), fresh.target), "own"))
+        path = config.out / f"schedule_{problem.name}_{evaluations}.json"
+        if path.exists() and "S^3 | searched" not in done:
+            results.put(name, evaluations, "S^3 | searched", (followed(aj.Schedule.load(path), fresh, fresh.target), "own"))
+
+
+def followed(schedule: aj.Schedule, problem: Problem, reference: np.ndarray) -> float:
+    """The error of a schedule."""
+    times = np.array(schedule.times)
+    sample = jax.jit(lambda x, args: aj.sample(problem.term, x, args, grid=times, solver=schedule))
+    return mean_error(sample(problem.x_T, problem.args), reference)
 
 
 def search(config: Config, trained: Problem, problem: Problem, reference: np.ndarray, evaluations: int) -> float:
@@ -190,10 +234,8 @@ def search(config: Config, trained: Problem, problem: Problem, reference: np.nda
         reference=trained.target,
         **search_options,
     )
-    times = np.array(schedule.times)
     schedule.save(config.out / f"schedule_{problem.name}_{evaluations}.json")
-    x = jax.jit(lambda x, args: aj.sample(problem.term, x, args, grid=times, solver=schedule))(problem.x_T, problem.args)
-    return mean_error(x, reference)
+    return followed(schedule, problem, reference)
 
 
 def main(config: Config) -> None:
@@ -203,6 +245,8 @@ def main(config: Config) -> None:
         counts = (config.large_images, config.large_trained) if name == "unet64" else (config.images, config.trained)
         problem, trained = (PROBLEMS[name](config.shared, images, seed) for images, seed in zip(counts, (1, 2), strict=True))
         measure(config, problem, trained, results)
+        if problem.large and config.fixed:
+            finals(config, problem, results)
     write(results.entries, config.out)
 
 
