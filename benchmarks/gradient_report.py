@@ -40,7 +40,7 @@ def write(networks: dict[str, Any], out: Path) -> None:
 
 
 def _summary(networks: dict[str, Any], kind: str, limit: float) -> str:
-    """Of each method the entry of least median error in x_T whose cost is within the limit (0.01 C of grace)."""
+    """Of each method the entry of least median error in x_T whose cost is within the limit."""
     columns = [(network, steps) for network, found in networks.items() for steps in sorted(found.get(kind, {}), key=int)]
     head = ["method", *(f"{network}, N = {steps}" for network, steps in columns)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -50,7 +50,7 @@ def _summary(networks: dict[str, Any], kind: str, limit: float) -> str:
             rows, ratio = networks[network][kind][steps], networks[network]["ratio"]
             found = [(label, entry) for label, entry in rows.items() if label.split(" | ")[0] == method]
             found = [
-                (label, entry) for label, entry in found if cost(entry, int(steps), ratio) <= limit + 0.01 and entry["x_T"][0] == entry["x_T"][0]
+                (label, entry) for label, entry in found if cost(entry, int(steps), ratio) <= limit and entry["x_T"][0] == entry["x_T"][0]
             ]
             cells.append(_cell(*min(found, key=lambda pair: pair[1]["x_T"][0])) if found else "")
         if any(cells):
