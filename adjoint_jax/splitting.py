@@ -37,6 +37,10 @@ class Level(NamedTuple):
     alpha_rate: Any
     sigma_rate: Any
 
+    def at(self, index: Any) -> "Level":
+        """Every field at an index."""
+        return Level(*(part[index] for part in self))
+
 
 def level(process: AbstractProcess, t: Any) -> Level:
     """alpha, sigma, lam and the rates of `process` at t."""

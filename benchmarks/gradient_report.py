@@ -49,9 +49,7 @@ def _summary(networks: dict[str, Any], kind: str, limit: float) -> str:
         for network, steps in columns:
             rows, ratio = networks[network][kind][steps], networks[network]["ratio"]
             found = [(label, entry) for label, entry in rows.items() if label.split(" | ")[0] == method]
-            found = [
-                (label, entry) for label, entry in found if cost(entry, int(steps), ratio) <= limit and entry["x_T"][0] == entry["x_T"][0]
-            ]
+            found = [(label, entry) for label, entry in found if cost(entry, int(steps), ratio) <= limit and entry["x_T"][0] == entry["x_T"][0]]
             cells.append(_cell(*min(found, key=lambda pair: pair[1]["x_T"][0])) if found else "")
         if any(cells):
             lines.append(f"| {method} | " + " | ".join(cells) + " |")

@@ -164,21 +164,25 @@ class Scheduled(AbstractLinear):
         xp, methods, index = namespace(nodes), self.schedule.methods(), np.arange(len(nodes))
         own = np.array([width for width, *_ in methods])
         owners = own[np.maximum(index[:, None] - np.arange(self.window), 0)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            levels, ends = level(process, nodes), level(process, t_end)
 
         def predict(method: Any, i: Any) -> tuple:
-            splitting, start, end = Splitting(method[0]), level(process, nodes[i, 0]), level(process, t_end[i])
+            splitting, at = Splitting(method[0]), levels.at(i)
+            start, end = at.at((slice(None), 0)), ends.at(i)
             step = Step.of(splitting, method[1], process, end, nodes[i], valid[i, 0])
             found = weights(step, splitting.step(start, end), method[2])
-            shares = _shares(process, splitting, owners[i], nodes[i], valid[i, 0], found)
+            shares = _shares(splitting, owners[i], at, valid[i, 0], found)
             return splitting.scale(end) / splitting.scale(start), *shares, *output(splitting, prediction, start)
 
         def correct(method: Any, i: Any) -> tuple:
             swapped, splitting = np.array([1, 0, *range(2, self.window)]), Splitting(method[0])
-            start, end = level(process, nodes[i, 1]), level(process, nodes[i, 0])
+            at = levels.at(i)
+            start, end = at.at((slice(None), 1)), at.at((slice(None), 0))
             there = valid[i, 1] & valid[i, 1, 1:2]
             step = Step.of(splitting, method[1], process, end, nodes[i][:, swapped], there[:, swapped])
             found = xp.where(there[:, 1:2], weights(step, splitting.step(start, end), method[2])[:, swapped], 0)
-            return _shares(process, splitting, owners[i], nodes[i], there, found)
+            return _shares(splitting, owners[i], at, there, found)
 
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio, of_outputs, of_states, of_x, of_p = _by_method(methods, predict, xp)
@@ -205,9 +209,9 @@ def _by_method(methods: Sequence[Any], compute: Callable, xp: Any) -> Any:
     return jax.tree.map(lambda *parts: xp.concatenate(parts)[order], *found)
 
 
-def _shares(process: AbstractProcess, splitting: Splitting, owners: Any, nodes: Any, valid: Any, found: Any) -> tuple[Any, Any]:
+def _shares(splitting: Splitting, owners: Any, at: Level, valid: Any, found: Any) -> tuple[Any, Any]:
     """The weights `[N, k]` of the kept outputs and of the states in sum_j found_j F'_j, (1); `owners` are the sigma_data of the kept."""
-    xp, at = namespace(nodes), level(process, nodes)
+    xp = namespace(found)
     outputs, states = found, xp.zeros_like(found)
     for width in np.unique(owners[owners != float(splitting.sigma_data)]):
         here = valid & (owners == width)
