@@ -6,6 +6,7 @@ For a program of n steps, temp(n) bytes of temporaries when compiled and resid(n
     base = temp(3) - 3 S (or R)                                            one linearisation and its cotangents     (1)
     bytes(keep=K) = (N - K) S + max(K R + base_all, base_0)                                                         (2)
     bytes(levels) = base_0 + the carries and states of `_storage` (1)                                              (3)
+    bytes(segments) = base of two segments + a pair of states for each                                             (4)
 
 and the same flops a step for every N. The loops are compiled once whatever their length, so the prediction costs three compilations of a step.
 """
@@ -21,8 +22,9 @@ import jax.numpy as jnp
 
 from ._measure import Measure, bytes_of
 from ._types import Args, ArrayLike, State
-from .adjoints import AdjointDEIS, AdjointDPM, DiscreteAdjoint, InterpolatedAdjoint, LastK, PerStep, ReversibleAdjoint, segments_needed
+from .adjoints import AdjointDEIS, AdjointDPM, DiscreteAdjoint, InterpolatedAdjoint, LastK, PerStep, ReversibleAdjoint
 from .adjoints._storage import HOST, stored_bytes
+from .adjoints.drift import fewest_segments
 from .audit import chosen_inputs, filled_args
 from .sample import prepare
 from .solvers import AbstractPaired
@@ -88,7 +90,7 @@ def plan(
         One row for each adjoint, and `best`.
 
     Raises:
-        ValueError: as `sample`, for a budget that is not positive, and where `wrt` names no float input.
+        ValueError: as `sample`; for a budget or a tol that is not positive, a tol for a solver that is not invertible; where `wrt` names no float.
         NotImplementedError: on a backend that does not tell the memory of its programs.
 
         adjoint = aj.plan(term, x_T, args, grid=ts, budget_bytes=8 * 2**30).best
@@ -112,10 +114,13 @@ def plan(
     whole = eqx.filter_eval_shape(computation, chosen, arrays)
     carry = eqx.filter_eval_shape(lambda *a: computation(*a).carry(), chosen, arrays)
     measure = Measure(objective, (chosen, arrays), whole.steps, 0 if noise is None else bytes_of(whole.noise) // whole.steps)
-    segments = 0 if not isinstance(whole.solver, AbstractPaired) else 1
-    if segments and tol is not None:
-        segments = _segments(term, x_T, args, grid=grid, solver=solver, key=key, noise=noise, tol=tol)
-    rows = _exact(measure, bytes_of(carry), budget_bytes, ReversibleAdjoint(segments, tol) if segments else None)
+    if tol is not None and not isinstance(whole.solver, AbstractPaired):
+        raise ValueError(f"tol is the drift of an exactly invertible solver, and {type(whole.solver).__name__} is none: leave it out.")
+    reversible = ReversibleAdjoint(tol=tol) if isinstance(whole.solver, AbstractPaired) else None
+    if reversible and tol is not None:
+        found = fewest_segments(term, x_T, args, grid=grid, solver=whole.solver, tol=tol, key=key, noise=noise)
+        reversible = None if found is None else ReversibleAdjoint(found, tol)
+    rows = _exact(measure, bytes_of(carry), budget_bytes, reversible, 2 * bytes_of(carry[0]))
     rows += _approximate(measure, bytes_of(carry[0]), budget_bytes, _families(objective, chosen, arrays))
     result = Plan(rows)
     result.budget_bytes = int(budget_bytes)
@@ -124,14 +129,6 @@ def plan(
     rest = sorted((row for row in fitting if not row.exact), key=lambda row: (PREFERRED.index(type(row.adjoint)), -row.cost))
     result.best = next((row.adjoint for row in (*exact, *rest)), None)
     return result
-
-
-def _segments(*given: Any, **more: Any) -> int:
-    """`segments_needed`, or 0 where no number is enough."""
-    try:
-        return segments_needed(*given, **more)
-    except ValueError:
-        return 0
 
 
 def _families(objective: Callable, chosen: Any, arrays: Any) -> list[type]:
@@ -147,7 +144,7 @@ def _families(objective: Callable, chosen: Any, arrays: Any) -> list[type]:
     return found
 
 
-def _exact(measure: Measure, carry: int, budget: int, reversible: Any) -> list[PlanRow]:
+def _exact(measure: Measure, carry: int, budget: int, reversible: Any, pair: int) -> list[PlanRow]:
     """Keeping all, as many as fit, or none; undoing the steps where they can be undone; states on the host; checkpoints of several levels."""
     n, recompute, keep = measure.steps, DiscreteAdjoint(), DiscreteAdjoint(keep="all")
     state, base_0, forward, work_0 = measure.state, measure.base_0, measure.forward, measure.work_0
@@ -167,8 +164,8 @@ def _exact(measure: Measure, carry: int, budget: int, reversible: Any) -> list[P
         row(f"keep={k}", DiscreteAdjoint(keep=k), kept(k), work_0 - k / n * (work_0 - work_all))
     row("keep=0", recompute, kept(0), work_0)
     if reversible is not None:
-        count, one = reversible.segments, ReversibleAdjoint()
-        row(f"ReversibleAdjoint({count})", reversible, measure.base(one, 0) + (count - 1) * state, measure.work(one) or 3)
+        count, two = reversible.segments, ReversibleAdjoint(2, reversible.tol)
+        row(f"ReversibleAdjoint({count})", reversible, measure.base(two, 2 * pair) + count * pair, measure.work(two) or 3)
     if HOST is not None and jax.default_backend() != "cpu":
         row('states="host"', DiscreteAdjoint(states="host"), base_0, work_0 * (1 + 1e-6))  # transfers, so never before keep=0
     for levels in (2, 3, 4):

@@ -130,7 +130,7 @@ def compilation(config: Config, problem: Problem) -> str:
 
 
 def choice(config: Config, problem: Problem) -> str:
-    """Budgets for all linearisations, for about half of them, for the states, and for half of the states."""
+    """Budgets for all linearisations, for about half of them, for the states, and for a little less."""
     grid, solver = problem.even(20), aj.BDIA()
     ask = lambda budget: aj.plan(problem.term, problem.x_T, problem.args, grid=grid, solver=solver, budget_bytes=budget, wrt=("x_T",))  # noqa: E731
     whole = {row.name: row for row in ask(2**40)}

@@ -3,7 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-TITLES = {"digits": "The embedded digits (v)", "flow": "Flow ViT (x0)", "unet64": "64x64 UNet (eps)", "unet64, finals": "64x64 UNet, other images"}
+TITLES = {
+    "digits": "The embedded digits (v)",
+    "flow": "Flow ViT (x0)",
+    "unet64": "64x64 UNet (eps)",
+    "unet64, finals": "64x64 UNet, other images, a float32 reference",
+}
 
 
 def write(entries: dict[str, Any], out: Path) -> None:

@@ -212,7 +212,7 @@ def test_gaussians_are_exact(prediction, process):
     for steps, c, tau in ((1, 0.6, 1.7), (3, np.array([0.3, 1.7]), 0.5)):
         term, ts = gaussian(PROCESSES[process], prediction, c), np.linspace(*span(process), steps + 1)
         at, splitting = level(PROCESSES[process], ts), Splitting(c, tau)
-        start, end = (jax.tree.map(lambda part, cut=cut: part[cut], at) for cut in (slice(0, -1), slice(1, None)))
+        start, end = at.at(slice(0, -1)), at.at(slice(1, None))
         scale, weight = (
             np.broadcast_to(np.reshape(part, (len(part), -1)), (len(part), 2)) for part in (splitting.scale(at), splitting.noise(start, end))
         )

@@ -73,6 +73,21 @@ def test_continuous_adjoint_stores_its_nodes_only(name):
     assert growth <= 0.01  # the table of weights: at most 64 numbers a step beside states of 8192
 
 
+@pytest.mark.parametrize("end", [0.1, 0.0])
+def test_kept_linearisations_are_all_that_a_node_keeps(end):
+    """Of a network whose linearisation is eight numbers in 2048, also where the last interval needs its state."""
+    term = aj.DiffusionTerm(lambda x, t, args: jnp.tanh(x @ args["a"]) @ args["b"], PROCESS)
+
+    def states(nodes):
+        shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in (("a", (STATE, HIDDEN)), ("b", (HIDDEN, STATE)))}
+        ts, adjoint = aj.grids.uniform(PROCESS, 64, t_end=end), aj.AdjointDEIS(steps=nodes, keep=True)
+        loss = lambda x, args: jnp.sum(aj.sample(term, x, args, grid=ts, adjoint=adjoint) ** 2)  # noqa: E731
+        program = jax.jit(jax.grad(loss)).lower(jax.ShapeDtypeStruct((ROWS, STATE), jnp.float32), shapes).compile(compiler_options=QUICK)
+        return program.memory_analysis().temp_size_in_bytes / (ROWS * STATE * 4)
+
+    assert states(48) - states(8) < 2
+
+
 def test_continuous_adjoint_memory_grows_by_one_state_a_node():
     small, large = (temporary(64, SOLVERS["DDIM"], aj.AdjointDEIS(steps=steps)) for steps in (8, 56))
     assert 0.9 <= (large - small) / 48 <= 1.1
@@ -165,7 +180,7 @@ CONTINUOUS = {  # adjoint, nodes at which the network is linearised, of which an
     ],
 )
 def test_work_of_the_continuous_adjoint(mode, name, wrt, parameters):
-    """N forward, then one forward, one or two backward a node, and one share of the parameters where asked for."""
+    """N forward, then a forward a node (kept: at the end alone), one or two backward, and one share of the parameters where asked for."""
     adjoint, nodes, anew, cotangents = CONTINUOUS[mode]
     sampler = 16 * EVALUATIONS[name] * FORWARD
     assert flops(16, name, adjoint, wrt) == sampler + anew * FORWARD + nodes * (cotangents * BACKWARD + parameters)

@@ -88,15 +88,22 @@ def test_stochastic_solvers_per_step_leaves_and_errors():
         problem(None, ("cond",), 8, 1, dense)
 
 
-def test_the_plan_counts_segments():
+@pytest.mark.parametrize(("solver", "tol"), [(aj.solvers.EDICT(), 1e-4), (aj.BDIA(), 1e-5)], ids=["EDICT", "BDIA"])
+def test_the_plan_counts_segments(solver, tol):
     """As many as the drift allows, with their bytes; no row where none are enough."""
-    solver = aj.solvers.EDICT()
-    plan, (term, x, args, grid) = problem(solver, ("x_T",), 40, 10**9, tol=1e-4)
+    plan, (term, x, args, grid) = problem(solver, ("x_T",), 40, 10**9, tol=tol)
     (row,) = (row for row in plan if "Reversible" in row.name)
-    needed = aj.adjoints.segments_needed(term, x, args, grid=grid, solver=solver, tol=1e-4)
-    assert (row.adjoint.segments, row.adjoint.tol) == (needed, 1e-4)
+    needed = aj.adjoints.segments_needed(term, x, args, grid=grid, solver=solver, tol=tol)
+    assert (row.adjoint.segments, row.adjoint.tol) == (needed, tol)
     assert needed > 1
     loss = lambda x: jnp.sum(aj.sample(term, x, args, grid=grid, solver=solver, adjoint=row.adjoint) ** 2)  # noqa: E731
     program = jax.jit(jax.grad(loss)).lower(x).compile()
     assert row.bytes == pytest.approx(program.memory_analysis().temp_size_in_bytes, rel=0.1)
-    assert not any("Reversible" in row.name for row in problem(solver, ("x_T",), 40, 10**9, tol=1e-12)[0])
+
+
+def test_a_drift_that_no_segments_keep():
+    assert not any("Reversible" in row.name for row in problem(aj.solvers.EDICT(), ("x_T",), 40, 10**9, tol=1e-12)[0])
+    with pytest.raises(ValueError, match=r"tol=0.*positive"):
+        problem(aj.BDIA(), ("x_T",), 8, 10**9, tol=0.0)
+    with pytest.raises(ValueError, match="tol is the drift of an exactly invertible solver, and DDIM is none"):
+        problem(aj.DDIM(), ("x_T",), 8, 10**9, tol=0.1)

@@ -9,6 +9,7 @@ from models import Mixture, relative
 import adjoint_jax as aj
 from adjoint_jax.sample import prepare
 from adjoint_jax.search._candidates import Candidate, cross, fixed_grids, mutate, places, starters, times
+from adjoint_jax.search._search import _Contest
 from adjoint_jax.solvers import Scheduled
 
 PROCESS = aj.VPLinear()
@@ -71,6 +72,33 @@ def test_descent_improves_the_nodes():
         note = lambda *found: heard[-1].append(found[1])  # noqa: E731
         aj.search_schedule(TERM, x_T, args, steps=3, grid=FINE, evaluations=0, descents=descents, splittings=(1.0,), callback=note)
     assert heard[1][-1] < 0.9 * heard[0][-1]
+
+
+def test_the_slope_of_the_descent_and_nodes_that_meet():
+    """Central differences of the error, for mixed choices; one trace for two schedules; a step of no length is no error."""
+    x_T, args = inputs(0, 4)
+    traces = []
+
+    def network(x, t, args):
+        traces.append(1)
+        return TERM.network(x, t, args)
+
+    term = aj.DiffusionTerm(network, PROCESS, TERM.prediction)
+    contest = _Contest(term, x_T, args, FINE, aj.sample(TERM, x_T, args, grid=FINE), 4, None)
+    uniform = tuple(zip((2, 3, 3, 3), ("data",) * 4, ("lam",) * 4, ("exact",) * 4, (3, 3, 0, 0), strict=True))
+    mixed = tuple(zip(MIXED.orders, MIXED.splittings, MIXED.variables, MIXED.rules, MIXED.correctors, strict=True))
+    counts = []
+    for choices in (uniform, mixed):
+        objective, logits = contest.objective(choices), np.array([0.1, -0.2, 0.3, 0.0])
+        _, slope = objective(logits)
+        counts.append(len(traces))
+        ways = 1e-5 * np.eye(4)
+        differences = [(objective(logits + way)[0] - objective(logits - way)[0]) / 2e-5 for way in ways]
+        np.testing.assert_allclose(slope, differences, rtol=1e-4, atol=1e-6 * np.abs(slope).max())
+    assert counts[0] == counts[1]
+    value, slope = objective(np.array([0.0, -200.0, 0.0, 0.0]))
+    assert value == 1e3
+    assert not slope.any()
 
 
 def test_wide_registers_change_nothing():

@@ -13,8 +13,8 @@ import numpy as np
 
 from .._numerics import zeros_like
 from .._types import State
+from ._at_nodes import network_of, run_forward_keeping
 from ._computation import Computation, first, parts, run_forward, saved
-from ._keeping import network_of, run_keeping
 from .discrete import accumulator, add
 
 
@@ -62,12 +62,8 @@ def _forward(perturbed: Any, vjp_arg: Any, nodes: Any, plan: Plan) -> tuple[Any,
     if any(jax.tree.leaves(wanted if plan.between is None else wanted._replace(per_step=None, noise=None))):
         what = "the grid, the process or per-step leaves" if plan.between is None else "the grid or the process"
         raise ValueError(f"{plan.name} gives no gradient in {what}: use DiscreteAdjoint, or jax.lax.stop_gradient on them.")
-    step, _, linear, shared, carry, inputs = vjp_arg
     record = lambda following: saved(following, plan.save, False)  # noqa: E731
-    if plan.keep:
-        carry, kept, states = network_of(vjp_arg, perturbed).run_keeping(linear, carry, inputs, plan.stored, record)
-    else:
-        carry, kept, states = run_keeping(step, shared, carry, inputs, plan.stored, record)
+    carry, kept, states = run_forward_keeping(vjp_arg, perturbed, plan.stored, plan.keep, record)
     return (carry[0], states), (kept, perturbed)
 
 
@@ -83,7 +79,9 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, nodes: Any,
     given, rest = eqx.partition(inputs, perturbed[5])  # of which per-step leaves and the noise
     differentiated = (of_step, network.differentiated)
     total = jax.tree.map(accumulator, differentiated)
-    states = kept.states if plan.keep else kept
+    linearise, along, before = network.linearise, kept, kept[0]
+    if plan.keep:
+        linearise, along, before = (lambda stacked, t, per_step: (None, kept.whole(stacked))), kept.stacked, kept.before
 
     def exact(adjoint: State, total: Any, x: State, i: int) -> tuple[State, Any, Any]:
         """Interval i through the solver's own step."""
@@ -100,17 +98,14 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, nodes: Any,
 
     shares = []
     if plan.exact_last:
-        adjoint, total, own = exact(adjoint, total, states[0] if len(states) else x_T, plan.n - 1)
+        adjoint, total, own = exact(adjoint, total, before, plan.n - 1)
         shares.append(own)
-    if len(states):
-        per_step = jax.tree.map(lambda leaf: leaf[np.minimum(plan.visited, plan.n - 1)], inputs.per_step)
-        pulls = (lambda pull, t, per_step: (None, eqx.combine(pull, kept.fixed))) if plan.keep else network.linearise
-        along = kept.stacked if plan.keep else states
-        adjoint, gathered, trail = plan.sweep(pulls, adjoint, total[1], along, per_step, nodes, given.noise is not None)
-        total = (total[0], gathered)
-        if plan.between is not None and jax.tree.leaves(given):
-            inner = jax.tree.map(lambda leaf: leaf[plan.index[-1] : plan.index[0]], (given, inputs))
-            shares.append(plan.between(trail, nodes, inner, noise_share))
+    per_step = jax.tree.map(lambda leaf: leaf[np.minimum(plan.visited, plan.n - 1)], inputs.per_step)
+    adjoint, gathered, trail = plan.sweep(linearise, adjoint, total[1], along, per_step, nodes, given.noise is not None)
+    total = (total[0], gathered)
+    if plan.between is not None and jax.tree.leaves(given):
+        inner = jax.tree.map(lambda leaf: leaf[plan.index[-1] : plan.index[0]], (given, inputs))
+        shares.append(plan.between(trail, nodes, inner, noise_share))
     if plan.exact_first:
         adjoint, total, own = exact(adjoint, total, x_T, 0)
         shares.append(own)

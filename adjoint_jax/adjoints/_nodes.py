@@ -28,7 +28,6 @@ the step in rho. With exact weights, drho = e^L dL: P_kj = int e^L l_j(L) dL, an
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from .._numerics import adams_weights, broadcasting, floating, is_concrete, namespace, past_nodes
@@ -114,7 +113,7 @@ def lay_out(term: DiffusionTerm, splitting: Splitting, ts: Any, index: np.ndarra
     """The weights at the nodes `index` of the grid `ts`, with the stochasticity of the splitting."""
     grid = level(term.process, ts[index[-1] : index[0] + 1])
     xp, count, kappa = namespace(grid.lam), len(index), 1 + splitting.tau**2
-    at = jax.tree.map(lambda part: part[index - index[-1]], grid)
+    at = grid.at(index - index[-1])
     logs = -at.lam
     growth = 1.0 if rule.published == "exact" else 0.0
     nodes, valid = past_nodes(logs, rule.order, extra=1)
@@ -150,7 +149,7 @@ def _intervals(splitting: Splitting, grid: Any, logs: Any, index: np.ndarray, ru
     near = xp.stack([(1 + 2 * s) * (1 - s) ** 2, s**2 * (3 - 2 * s), s * (1 - s) ** 2 * length, -(s**2) * (1 - s) * length], axis=-1)
     one_slope = xp.stack([1 - s**2, s**2, s * (1 - s) * length, 0 * s], axis=-1)
     near = xp.where((bashforth & (top == len(index) - 1))[:, None], one_slope, near)
-    return Intervals(spread, top, near, splitting.scale(jax.tree.map(lambda part: part[1:], grid)))
+    return Intervals(spread, top, near, splitting.scale(grid.at(slice(1, None))))
 
 
 def quadrature(logs: Any, order: int, count: int, top: np.ndarray, start: Any, end: Any, growth: float) -> Any:

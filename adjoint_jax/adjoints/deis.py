@@ -25,10 +25,10 @@ from .._numerics import at_least_float32, is_concrete, varying_like, zeros_like
 from .._types import State
 from ..solvers._base import fit
 from ..splitting import Splitting
+from ._at_nodes import check_reads_once, checked_keep
 from ._base import AbstractSamplerAdjoint, followed
 from ._computation import Computation, Inputs
 from ._continuous import Plan, run
-from ._keeping import check_reads_once, checked_keep
 from ._nodes import Intervals, Nodes, Rule, choose, lay_out
 from .discrete import DiscreteAdjoint, add, checked_unroll, constant
 

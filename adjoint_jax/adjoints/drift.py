@@ -70,13 +70,23 @@ def segments_needed(
         term, x_T, args, grid, solver, key, noise: as in `sample`; no tracers.
         tol: as of `ReversibleAdjoint`.
     Raises:
-        ValueError: where even N segments drift by more.
+        ValueError: where even N segments drift by more; for a tol that is not positive.
 
         aj.ReversibleAdjoint(segments=aj.adjoints.segments_needed(term, x_T, args, grid=ts, solver=aj.BDIA(), tol=1e-3))
     """
+    found = fewest_segments(term, x_T, args, grid=grid, solver=solver, tol=tol, key=key, noise=noise)
+    if found is None:
+        raise ValueError(f"Every step alone drifts by more than tol={tol:g}: use DiscreteAdjoint, a larger tol, or float64.")
+    return found
+
+
+def fewest_segments(term: DiffusionTerm, x_T: Any, args: Args, *, grid: ArrayLike, tol: float, **more: Any) -> int | None:
+    """`segments_needed`, or None where no number is enough."""
+    if not tol > 0:
+        raise ValueError(f"tol={tol!r}: a positive relative distance.")
     steps, segments = np.size(grid) - 1, 1
-    while not float(jnp.max(drift(term, x_T, args, grid=grid, solver=solver, segments=segments, key=key, noise=noise))) <= tol:
+    while not float(jnp.max(drift(term, x_T, args, grid=grid, segments=segments, **more))) <= tol:
         if segments >= steps:
-            raise ValueError(f"Every step alone drifts by more than tol={tol:g}: use DiscreteAdjoint, a larger tol, or float64.")
+            return None
         segments = min(2 * segments, steps)
     return segments

@@ -10,10 +10,10 @@ import numpy as np
 from .._types import Args
 from ..splitting import level
 from ..terms import DiffusionTerm
+from ._at_nodes import Network, states_kept
 from ._computation import Computation, add_to_value, parts
 from ._fitting import Record, fitted_rule
 from ._interpolation import Fitted, Plan, polynomials
-from ._keeping import Network, run_keeping
 from ._prepare import prepare
 from ._sweep import Sweep, scales, whole
 from .interpolated import InterpolatedAdjoint, check_linear
@@ -80,7 +80,7 @@ def _record(computation: Computation, plan: Plan, cotangents: Any) -> tuple[Any,
     `[N, pilots, size]`."""
     step, predict, linear, shared, carry, inputs = parts(computation)
     network = Network(predict, shared, inputs, jax.tree.map(eqx.is_inexact_array, (predict, shared, inputs.per_step)))
-    _, kept, _ = run_keeping(step, shared, carry, inputs, plan.rule.nodes, lambda _: None)
+    _, kept, _ = states_kept(step, shared, carry, inputs, plan.rule.nodes, lambda _: None)
     sweep = Sweep(linear, carry, inputs, None, False, scales(computation, plan), computation.paired)
     x = computation.x
     images = lambda r: r.reshape(x.shape[0] if x.ndim > 1 else 1, -1)  # noqa: E731

@@ -29,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import is_concrete, varying_like, zeros_like
+from ._at_nodes import Network, check_reads_once, checked_keep, network_of, run_forward_keeping
 from ._base import AbstractSamplerAdjoint
 from ._computation import Computation, add_to_value, first, parts, run_forward, saved, value_of
 from ._interpolation import Fitted, Plan, Rule, Way, polynomials
-from ._keeping import Network, check_reads_once, checked_keep, network_of, run_keeping
 from ._sweep import Scales, Sweep, scales
 from .discrete import accumulator, add
 
@@ -124,12 +124,8 @@ def _run(vjp_arg: Any, scales: Scales, plan: Plan) -> tuple[Any, Any]:
 def _forward(perturbed: Any, vjp_arg: Any, scales: Scales, plan: Plan) -> tuple[Any, Any]:
     if any(jax.tree.leaves((perturbed[5].row, perturbed[5].t0, perturbed[5].t1))):
         raise ValueError("InterpolatedAdjoint gives no gradient in the grid or the process: use DiscreteAdjoint, or jax.lax.stop_gradient on them.")
-    step, _, linear, shared, carry, inputs = vjp_arg
     record = lambda following: saved(following, plan.save, plan.paired)  # noqa: E731
-    if plan.keep:
-        carry, kept, states = network_of(vjp_arg, perturbed).run_keeping(linear, carry, inputs, plan.rule.nodes, record)
-    else:
-        carry, kept, states = run_keeping(step, shared, carry, inputs, plan.rule.nodes, record)
+    carry, kept, states = run_forward_keeping(vjp_arg, perturbed, plan.rule.nodes, plan.keep, record)
     return (value_of(carry, plan.paired), states), (kept, perturbed)
 
 
@@ -147,7 +143,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, scales: Sca
     def body(acc: Any, slices: Any) -> tuple[Any, Any]:
         base, known, total, noises = acc
         way, k, omega = slices
-        pull = eqx.combine(first(kept.stacked, k), kept.fixed) if plan.keep else network.at(kept[k], way.index)[1]
+        pull = kept.whole(first(kept.stacked, k)) if plan.keep else network.at(kept[k], way.index)[1]
         kappa, r, shares, noises = sweep.node(base, way, known, pull, noises, plan.twice)
         total = jax.tree.map(lambda sum_, share, weight: add(sum_, weight.astype(share.dtype) * share), total, shares[0], omega)
         base = jax.tree.map(lambda new, old: jnp.where(way.restart, new, old), kappa, base)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import grids
-from .._numerics import namespace
 from ..processes import AbstractProcess
 from ..solvers import Schedule
 
@@ -35,11 +34,10 @@ class Candidate(NamedTuple):
         return tuple(np.round(self.places, 6)), self.choices
 
 
-def times(fine: Any, places: Any) -> Any:
-    """The grid whose inner nodes lie at `places`, in numpy or in the graph."""
-    xp = namespace(fine, places)
-    inner = xp.interp(places * (len(fine) - 1), xp.arange(len(fine), dtype=fine.dtype), fine)
-    return xp.concatenate([fine[:1], inner, fine[-1:]])
+def times(fine: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The grid whose inner nodes lie at `places`."""
+    inner = np.interp(places * (len(fine) - 1), np.arange(len(fine), dtype=fine.dtype), fine)
+    return np.concatenate([fine[:1], inner, fine[-1:]])
 
 
 def places(fine: np.ndarray, grid: np.ndarray) -> np.ndarray:

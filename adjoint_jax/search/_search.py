@@ -155,21 +155,31 @@ class _Contest:
     def _along(self, ts: np.ndarray, rows: Any) -> Computation:
         return eqx.tree_at(lambda c: (c.ts, c.rows), self.laid_out, (ts, as_dtype(rows, self.laid_out.x.dtype)))
 
-    def _improved(self, candidate: Candidate) -> Candidate:
-        def at(logits: np.ndarray) -> Candidate:
-            return Candidate(tuple(float(p) for p in np.cumsum(softmax(logits))[:-1]), candidate.choices)
+    def objective(self, choices: tuple) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+        """(1) of these choices and its gradient, as a function of the logarithms of the distances between nodes."""
 
-        def objective(logits: np.ndarray) -> tuple[float, np.ndarray]:
+        def of(logits: np.ndarray) -> tuple[float, np.ndarray]:
             ways = DIFFERENCE * np.eye(len(logits))
-            tables = [self._table(at(logits + way).schedule(self.fine)) for way in (0 * logits, *ways, *-ways)]
+            nowhere = 1e3, np.zeros(len(logits))
+            try:
+                tables = [self._table(_at(logits + way, choices).schedule(self.fine)) for way in (0 * logits, *ways, *-ways)]
+            except ValueError:  # nodes that meet
+                return nowhere
             value, in_table = _slope(self._along(*tables[0]), self.reference)
             after, before = tables[1 : len(logits) + 1], tables[len(logits) + 1 :]
             slope = np.array([_inner(in_table, high, low) for high, low in zip(after, before, strict=True)]) / (2 * DIFFERENCE)
-            return (float(value), slope) if np.isfinite([value, *slope]).all() else (1e3, np.zeros(len(logits)))
+            return (float(value), slope) if np.isfinite([value, *slope]).all() else nowhere
 
-        gaps = np.diff([0.0, *candidate.places, 1.0])
+        return of
+
+    def _improved(self, candidate: Candidate) -> Candidate:
+        gaps, objective = np.diff([0.0, *candidate.places, 1.0]), self.objective(candidate.choices)
         answer = minimize(objective, np.log(gaps), jac=True, method="L-BFGS-B", options={"maxiter": 30, "maxfun": 40})
-        return at(answer.x)
+        return _at(answer.x, candidate.choices)
+
+
+def _at(logits: np.ndarray, choices: tuple) -> Candidate:
+    return Candidate(tuple(float(p) for p in np.cumsum(softmax(logits))[:-1]), choices)
 
 
 def _distance(x: Any, reference: Any) -> Any:

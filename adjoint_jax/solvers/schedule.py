@@ -170,7 +170,7 @@ class Scheduled(AbstractLinear):
         def predict(method: Any, i: Any) -> tuple:
             splitting, at = Splitting(method[0]), levels.at(i)
             start, end = at.at((slice(None), 0)), ends.at(i)
-            step = Step.of(splitting, method[1], process, end, nodes[i], valid[i, 0])
+            step = Step.of(splitting, method[1], process, end, nodes[i], valid[i, 0], at.lam)
             found = weights(step, splitting.step(start, end), method[2])
             shares = _shares(splitting, owners[i], at, valid[i, 0], found)
             return splitting.scale(end) / splitting.scale(start), *shares, *output(splitting, prediction, start)
@@ -180,7 +180,7 @@ class Scheduled(AbstractLinear):
             at = levels.at(i)
             start, end = at.at((slice(None), 1)), at.at((slice(None), 0))
             there = valid[i, 1] & valid[i, 1, 1:2]
-            step = Step.of(splitting, method[1], process, end, nodes[i][:, swapped], there[:, swapped])
+            step = Step.of(splitting, method[1], process, end, nodes[i][:, swapped], there[:, swapped], at.lam[:, swapped])
             found = xp.where(there[:, 1:2], weights(step, splitting.step(start, end), method[2])[:, swapped], 0)
             return _shares(splitting, owners[i], at, there, found)
 

@@ -49,10 +49,10 @@ class Step(NamedTuple):
     valid: Any
 
     @classmethod
-    def of(cls, splitting: Splitting, variable: str, process: AbstractProcess, end: Level, nodes: Any, valid: Any) -> "Step":
+    def of(cls, splitting: Splitting, variable: str, process: AbstractProcess, end: Level, nodes: Any, valid: Any, lams: Any = None) -> "Step":
         """Nodes and ends at infinity in lam leave the polynomial, and numbers that do no harm take their places; sigma = 0 is finite in rho."""
         xp = namespace(nodes)
-        lams = process.lam(nodes)
+        lams = process.lam(nodes) if lams is None else lams
         ends = xp.isfinite(end.lam) | xp.asarray(variable == "rho" and splitting.kind == "noise")
         valid = valid & xp.isfinite(lams) & ends[..., None] & xp.isfinite(lams[..., :1])
         lams = xp.where(xp.isfinite(lams), lams, 0)

@@ -33,34 +33,41 @@ def checked_keep(keep: Any, name: str) -> bool:
     return keep
 
 
-def run_keeping(step: Callable, shared: Any, carry: Any, inputs: Any, nodes: np.ndarray, record: Callable) -> tuple[Any, Any, Any]:
-    """The sampler: its last carry, the states at `nodes` (last first), and what `record` takes of the carry after each step."""
+def run_forward_keeping(parts: Any, perturbed: Any, nodes: np.ndarray, keep: bool, record: Callable) -> tuple[Any, Any, Any]:
+    """The sampler by the `parts` of its computation: its last carry; the states at `nodes` (last first), or with `keep` the `Linearisations`; and
+    what `record` takes of the carry after each step."""
+    step, _, linear, shared, carry, inputs = parts
+    if keep:
+        return network_of(parts, perturbed).kept(linear, carry, inputs, nodes, record)
+    return states_kept(step, shared, carry, inputs, nodes, record)
+
+
+def states_kept(step: Callable, shared: Any, carry: Any, inputs: Any, nodes: np.ndarray, record: Callable) -> tuple[Any, Any, Any]:
+    """`run_forward_keeping` of the states."""
     advance = lambda carry, inputs, _: (step(shared, carry, inputs), carry[0])  # noqa: E731
-    carry, states_at, states = keeping(advance, carry, inputs, nodes, carry[0], record)
-    if len(nodes) and nodes[0] == len(inputs.t0):
-        states_at = jax.lax.dynamic_update_index_in_dim(states_at, carry[0], 0, 0)
-    return carry, states_at, states
+    return _run(advance, lambda carry: carry[0], carry, inputs, nodes, carry[0], record)
 
 
-def keeping(advance: Callable, carry: Any, inputs: Any, nodes: np.ndarray, like: Any, record: Callable) -> tuple[Any, Any, Any]:
-    """The sampler by advance(carry, inputs_i, i) -> (carry, what there is to keep, `like` it): its last carry, what is kept at `nodes` (last
-    first, of which no step comes after the first), and what `record` takes of the carry after each step. What is at no node is written where the
-    next node overwrites it.
+def _run(advance: Callable, at_end: Callable, carry: Any, inputs: Any, nodes: np.ndarray, like: Any, record: Callable) -> tuple[Any, Any, Any]:
+    """The sampler by advance(carry, inputs_i, i) -> (carry, what there is to keep, `like` it); at_end(carry) is what there is after the last step.
+    What is at no node is written where the next node overwrites it.
     """
-    steps = np.arange(len(inputs.t0))
+    steps, x = np.arange(len(inputs.t0)), jax.tree.leaves(carry)[0]
     slots = np.searchsorted(-nodes, -steps, side="right") - 1
-    stacks = varying_like(jax.tree.map(lambda leaf: jnp.zeros((len(nodes), *leaf.shape), leaf.dtype), like), carry[0])
+    stacks = varying_like(jax.tree.map(lambda leaf: jnp.zeros((len(nodes), *leaf.shape), leaf.dtype), like), x)
 
     def body(acc: Any, slices: Any) -> tuple[Any, Any]:
         carry, stacks = acc
         inputs_i, i, slot = slices
         following, kept = advance(carry, inputs_i, i)
-        if len(nodes):
-            stacks = jax.tree.map(lambda stack, leaf: jax.lax.dynamic_update_index_in_dim(stack, leaf, slot, 0), stacks, kept)
-        return (following, stacks), record(following)
+        return (following, _written(stacks, kept, slot)), record(following)
 
     (carry, stacks), states = jax.lax.scan(body, (carry, stacks), (inputs, jnp.asarray(steps), jnp.asarray(slots)))
-    return carry, stacks, states
+    return carry, _written(stacks, at_end(carry), 0) if nodes[0] == len(steps) else stacks, states
+
+
+def _written(stacks: Any, kept: Any, slot: Any) -> Any:
+    return jax.tree.map(lambda stack, leaf: jax.lax.dynamic_update_index_in_dim(stack, leaf, slot, 0), stacks, kept)
 
 
 class Network:
@@ -83,13 +90,11 @@ class Network:
         return jax.vjp(answer, x, self.differentiated, here)
 
     def at(self, x: Any, i: Any) -> tuple[Any, Callable]:
-        """`linearise` at step i; after the last step, at the end of the grid."""
-        if isinstance(i, int) and i == len(self._inputs.t0):
-            return self.linearise(x, self._inputs.t1[-1], first(self._inputs.per_step, -1))
+        """`linearise` at step i."""
         return self.linearise(x, self._inputs.t0[i], first(self._inputs.per_step, i))
 
-    def run_keeping(self, linear: Callable, carry: Any, inputs: Any, nodes: np.ndarray, record: Callable) -> tuple[Any, Any, Any]:
-        """`keeping` of the states and the linearisations at `nodes`, as a `Kept`; the sampler makes none of the latter after its last step."""
+    def kept(self, linear: Callable, carry: Any, inputs: Inputs, nodes: np.ndarray, record: Callable) -> tuple[Any, Any, Any]:
+        """`run_forward_keeping` of the linearisations; the sampler makes none after its last step."""
         traced = jax.make_jaxpr(lambda x, i: jax.tree.leaves(self.at(x, i)[1]))(carry[0], 0)
         differ = _following(traced.jaxpr)
         silent = traced.jaxpr.replace(eqns=[equation for equation in traced.jaxpr.eqns if equation.outvars])  # without what only prints
@@ -98,22 +103,21 @@ class Network:
         like = [leaf.aval if each else None for leaf, each in zip(traced.jaxpr.outvars, differ, strict=True)]
         structure: Any = None
 
-        def kept_of(x: Any, pull: Callable) -> Any:
+        def differing(pull: Callable) -> list:
             nonlocal structure
             leaves, structure = jax.tree.flatten(pull)
-            return x, [leaf if each else None for leaf, each in zip(leaves, differ, strict=True)]
+            return [leaf if each else None for leaf, each in zip(leaves, differ, strict=True)]
 
-        def advance(carry: Any, inputs: Inputs, i: Any) -> tuple[Any, Any]:
+        def advance(acc: Any, inputs: Inputs, i: Any) -> tuple[Any, Any]:
+            carry, _ = acc
             p, pull = self.at(carry[0], i)
-            return linear(p, carry, inputs), kept_of(carry[0], pull)
+            return (linear(p, carry, inputs), carry[0]), differing(pull)
 
-        carry, stacked, states = keeping(advance, carry, inputs, nodes, (carry[0], like), record)
-        if len(nodes) and nodes[0] == len(inputs.t0):
-            last = kept_of(carry[0], self.at(carry[0], int(nodes[0]))[1])
-            stacked = jax.tree.map(lambda stack, leaf: jax.lax.dynamic_update_index_in_dim(stack, leaf, 0, 0), stacked, last)
+        at_end = lambda acc: differing(self.linearise(acc[0][0], inputs.t1[-1], first(inputs.per_step, -1))[1])  # noqa: E731
+        (carry, before), stacked, states = _run(advance, at_end, (carry, carry[0]), inputs, nodes, like, lambda acc: record(acc[0]))
         fixed = [None if each else next(once) for each in differ]
-        pulls = (jax.tree.unflatten(structure, leaves) for leaves in (stacked[1], fixed))
-        return carry, Kept(stacked[0], *pulls), states
+        stacked, fixed = (jax.tree.unflatten(structure, leaves) for leaves in (stacked, fixed))
+        return carry, Linearisations(stacked, fixed, before), states
 
 
 def network_of(parts: Any, perturbed: Any) -> Network:
@@ -122,12 +126,16 @@ def network_of(parts: Any, perturbed: Any) -> Network:
     return Network(predict, shared, inputs, (perturbed[1], perturbed[3], perturbed[5].per_step))
 
 
-class Kept(NamedTuple):
-    """At each node the state, of its linearisation what differs between steps, and once what does not."""
+class Linearisations(NamedTuple):
+    """The network's transposes: what differs between steps, at each node, and once what does not; `before`: the state before the last step."""
 
-    states: Any
     stacked: Any
     fixed: Any
+    before: Any
+
+    def whole(self, stacked: Any) -> Callable:
+        """That of a node, of which `stacked` is given."""
+        return eqx.combine(stacked, self.fixed)
 
 
 def _following(jaxpr: Any) -> list[bool]:
