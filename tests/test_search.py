@@ -42,7 +42,7 @@ def test_a_searched_schedule_beats_the_fixed_ones(tmp_path):
         grid=FINE,
         evaluations=45,
         descents=1,
-        splittings=("data", 1.0),
+        splittings=(1.0,),
         callback=lambda *found: heard.append(found),
     )
     errors = [each for _, each, _ in heard]
