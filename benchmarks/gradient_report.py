@@ -89,10 +89,13 @@ def _plot(networks: dict[str, Any], path: Path) -> None:
     panels = [
         (network, kind, steps) for network, found in networks.items() for kind in ("ode", "sde") for steps in sorted(found.get(kind, {}), key=int)
     ]
-    columns = max(len(panels) // max(2 * len(networks), 1), 1)
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 3.2 * lines), squeeze=False)
-    for ax, (network, kind, steps) in zip(axes.flat, panels, strict=False):
+    lines, columns = sorted({panel[:2] for panel in panels}, key=[panel[:2] for panel in panels].index), sorted({int(panel[2]) for panel in panels})
+    figure, axes = plt.subplots(len(lines), len(columns), figsize=(4.2 * len(columns), 3.2 * len(lines)), squeeze=False)
+    for ax in axes.flat:
+        ax.set_visible(False)
+    for network, kind, steps in panels:
+        ax = axes[lines.index((network, kind))][columns.index(int(steps))]
+        ax.set_visible(True)
         rows, ratio = networks[network][kind][steps], networks[network]["ratio"]
         for name, colour in COLOURS.items():
             points = sorted((cost(e, int(steps), ratio), e["x_T"][0]) for label, e in rows.items() if label.split(" | ")[0] == name)
