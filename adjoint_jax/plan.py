@@ -113,13 +113,13 @@ def plan(
 
     whole = eqx.filter_eval_shape(computation, chosen, arrays)
     carry = eqx.filter_eval_shape(lambda *a: computation(*a).carry(), chosen, arrays)
-    measure = Measure(objective, (chosen, arrays), whole.steps, 0 if noise is None else bytes_of(whole.noise) // whole.steps)
     if tol is not None and not isinstance(whole.solver, AbstractPaired):
         raise ValueError(f"tol is the drift of an exactly invertible solver, and {type(whole.solver).__name__} is none: leave it out.")
     reversible = ReversibleAdjoint(tol=tol) if isinstance(whole.solver, AbstractPaired) else None
     if reversible and tol is not None:
         found = fewest_segments(term, x_T, args, grid=grid, solver=whole.solver, tol=tol, key=key, noise=noise)
         reversible = None if found is None else ReversibleAdjoint(found, tol)
+    measure = Measure(objective, (chosen, arrays), whole.steps, 0 if noise is None else bytes_of(whole.noise) // whole.steps)
     rows = _exact(measure, bytes_of(carry), budget_bytes, reversible, 2 * bytes_of(carry[0]))
     rows += _approximate(measure, bytes_of(carry[0]), budget_bytes, _families(objective, chosen, arrays))
     result = Plan(rows)

@@ -87,6 +87,7 @@ def test_few_nodes_converge(name):
         (lambda: InterpolatedAdjoint(5), "orders 1 to 4"),
         (lambda: InterpolatedAdjoint(sigma_data=np.inf), "finite positive sigma_data"),
         (lambda: gradients(aj.solvers.ExponentialStages(2), "vp_linear", GRID, InterpolatedAdjoint()), "read the network once a step"),
+        (lambda: gradients(aj.Exponential(1, np.array([0.5, 1.0])), "vp_linear", GRID, InterpolatedAdjoint()), "splittings of one number"),
         (lambda: gradients(aj.DDIM(), "vp_linear", GRID, InterpolatedAdjoint(steps=1)), "2 nodes or more"),
         (lambda: gradients(aj.DDIM(), "vp_linear", GRID, InterpolatedAdjoint(steps=90)), "choose steps between"),
     ],

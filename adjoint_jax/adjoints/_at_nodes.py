@@ -38,7 +38,7 @@ def run_forward_keeping(parts: Any, perturbed: Any, nodes: np.ndarray, keep: boo
     what `record` takes of the carry after each step."""
     step, _, linear, shared, carry, inputs = parts
     if keep:
-        return network_of(parts, perturbed).kept(linear, carry, inputs, nodes, record)
+        return network_of(parts, perturbed).kept(linear, carry, nodes, record)
     return states_kept(step, shared, carry, inputs, nodes, record)
 
 
@@ -93,8 +93,9 @@ class Network:
         """`linearise` at step i."""
         return self.linearise(x, self._inputs.t0[i], first(self._inputs.per_step, i))
 
-    def kept(self, linear: Callable, carry: Any, inputs: Inputs, nodes: np.ndarray, record: Callable) -> tuple[Any, Any, Any]:
+    def kept(self, linear: Callable, carry: Any, nodes: np.ndarray, record: Callable) -> tuple[Any, Any, Any]:
         """`run_forward_keeping` of the linearisations; the sampler makes none after its last step."""
+        given = self._inputs
         traced = jax.make_jaxpr(lambda x, i: jax.tree.leaves(self.at(x, i)[1]))(carry[0], 0)
         differ = _following(traced.jaxpr)
         silent = traced.jaxpr.replace(eqns=[equation for equation in traced.jaxpr.eqns if equation.outvars])  # without what only prints
@@ -113,8 +114,8 @@ class Network:
             p, pull = self.at(carry[0], i)
             return (linear(p, carry, inputs), carry[0]), differing(pull)
 
-        at_end = lambda acc: differing(self.linearise(acc[0][0], inputs.t1[-1], first(inputs.per_step, -1))[1])  # noqa: E731
-        (carry, before), stacked, states = _run(advance, at_end, (carry, carry[0]), inputs, nodes, like, lambda acc: record(acc[0]))
+        at_end = lambda acc: differing(self.linearise(acc[0][0], given.t1[-1], first(given.per_step, -1))[1])  # noqa: E731
+        (carry, before), stacked, states = _run(advance, at_end, (carry, carry[0]), given, nodes, like, lambda acc: record(acc[0]))
         fixed = [None if each else next(once) for each in differ]
         stacked, fixed = (jax.tree.unflatten(structure, leaves) for leaves in (stacked, fixed))
         return carry, Linearisations(stacked, fixed, before), states
