@@ -8,7 +8,6 @@ import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +60,7 @@ class Problem:
 
     def reference(self, folder: Path) -> np.ndarray:
         """x_0 by Dormand and Prince's method of order 8, of order 5 for the large network; prints what the next lower order changes for one image."""
-        path = folder / f"reference_{self.name}_{len(self.x_T)}_{_digest(self.x_T)}.npz"
+        path = self._path(folder, "reference")
         if not path.exists():
             high, low = (diffrax.Tsit5(), diffrax.Bosh3()) if self.large else (diffrax.Dopri8(), diffrax.Tsit5())
             rough = replace(self, x_T=self.x_T[:1], args=self.args if "cond" not in self.args else {**self.args, "cond": self.args["cond"][:1]})
@@ -72,10 +71,16 @@ class Problem:
             print(f"{self.name}: the reference and one of lower order differ by {float(file['error']):.1e}", flush=True)
             return file["x_0"]
 
-    @cached_property
-    def target(self) -> np.ndarray:
+    def target(self, folder: Path) -> np.ndarray:
         """x_0 in float32 by Heun's method on the same grid: what schedules are searched for."""
-        return self._solve(diffrax.Heun(), np.float32)
+        path = self._path(folder, "target")
+        if not path.exists():
+            np.savez(path, x_0=self._solve(diffrax.Heun(), np.float32))
+        with np.load(path) as file:
+            return file["x_0"]
+
+    def _path(self, folder: Path, kind: str) -> Path:
+        return folder / f"{kind}_{self.name}_{len(self.x_T)}_{_digest(self.x_T)}.npz"
 
     def _solve(self, method: diffrax.AbstractSolver, dtype: Any) -> np.ndarray:
         with jax.enable_x64(dtype == np.float64):

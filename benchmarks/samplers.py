@@ -26,7 +26,8 @@ from report import write
 import adjoint_jax as aj
 from adjoint_jax.adjoints._computation import first, value_of
 from adjoint_jax.sample import prepare
-from adjoint_jax.solvers import AbstractPaired, AbstractSampler, ExponentialStages
+from adjoint_jax.search._candidates import named
+from adjoint_jax.solvers import AbstractPaired, AbstractSampler, ExponentialStages, Schedule
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Config:
     """Images that schedules are searched on, from another seed."""
     large_trained: int = 4
     tries: int = 600
-    large_tries: int = 15
+    large_tries: int = 80
     fixed: bool = True
     """Whether fixed samplers are run; without them schedules are searched for alone."""
 
@@ -164,7 +165,7 @@ def measure(config: Config, problem: Problem, trained: Problem, results: Results
                 if row not in done:
                     results.put(problem.name, evaluations, row, (mean_error(call(), reference), "own"))
         if evaluations in config.searched and "S^3 | searched" not in done:
-            results.put(problem.name, evaluations, "S^3 | searched", (search(config, trained, problem, reference, evaluations), "own"))
+            results.put(problem.name, evaluations, "S^3 | searched", (search(config, trained, problem, reference, evaluations, done), "own"))
         shown = sorted((value[0], row) for row, value in results.place(problem.name, str(evaluations)).items() if value)[:6]
         print(f"{problem.name}, {evaluations}: " + "; ".join(f"{error:.2e} {row}" for error, row in shown), flush=True)
 
@@ -199,18 +200,18 @@ def finals(config: Config, problem: Problem, results: Results) -> None:
     """The best fixed rows and peers of the large network and its schedules, on other images, against Heun's method at every training step."""
     fresh = PROBLEMS[problem.name](config.shared, config.final_images, 3)
     for evaluations in config.searched:
-        rows, calls, name = rows_of(fresh), peers_of(fresh, evaluations), f"{problem.name}, finals"
+        rows, calls, name, target = rows_of(fresh), peers_of(fresh, evaluations), f"{problem.name}, finals", fresh.target(config.out)
         found, done = results.place(problem.name, str(evaluations)), results.place(name, str(evaluations))
         ranked = sorted((row for row in found if found[row]), key=lambda row: found[row][0])
         for row in [row for row in ranked if row in rows][: config.finalists]:
             if row not in done:
-                results.put(name, evaluations, row, best_grid(fresh, rows[row], evaluations, fresh.target, found[row][1]))
+                results.put(name, evaluations, row, best_grid(fresh, rows[row], evaluations, target, found[row][1]))
         for row in [row for row in ranked if row in calls][:2]:
             if row not in done:
-                results.put(name, evaluations, row, (mean_error(calls[row](), fresh.target), "own"))
+                results.put(name, evaluations, row, (mean_error(calls[row](), target), "own"))
         path = config.out / f"schedule_{problem.name}_{evaluations}.json"
         if path.exists() and "S^3 | searched" not in done:
-            results.put(name, evaluations, "S^3 | searched", (followed(aj.Schedule.load(path), fresh, fresh.target), "own"))
+            results.put(name, evaluations, "S^3 | searched", (followed(Schedule.load(path), fresh, target), "own"))
 
 
 def followed(schedule: aj.Schedule, problem: Problem, reference: np.ndarray) -> float:
@@ -220,18 +221,33 @@ def followed(schedule: aj.Schedule, problem: Problem, reference: np.ndarray) -> 
     return mean_error(sample(problem.x_T, problem.args), reference)
 
 
-def search(config: Config, trained: Problem, problem: Problem, reference: np.ndarray, evaluations: int) -> float:
-    """The error on fresh noise of the schedule found on other noise; the schedule is kept."""
+WIDTHS = {"0": "data", "0.5": 0.5, "inf": "noise"}
+
+
+def known(config: Config, problem: Problem, evaluations: int, fixed: dict[str, Any]) -> list[Schedule]:
+    """The best fixed rows that searches can start from, as schedules."""
+    found = []
+    for row, (_, letter) in sorted(fixed.items(), key=lambda pair: pair[1][0]):
+        sampler, sigma_data = row.split(" | ")
+        choices = named(evaluations, WIDTHS[sigma_data]).get(sampler) if sigma_data in WIDTHS else None
+        if choices:
+            found.append(Schedule(*zip(*choices, strict=True), times=tuple(dict(grids(problem, evaluations))[letter])))
+    return found[: config.finalists]
+
+
+def search(config: Config, trained: Problem, problem: Problem, reference: np.ndarray, evaluations: int, fixed: dict[str, Any]) -> float:
+    """The error on fresh noise of the schedule found on other noise; the schedule is kept. That of the large network starts from its best rows."""
     search_options: Any = {"evaluations": config.tries, "descents": 3}
     if problem.large:
-        search_options = {"evaluations": config.large_tries, "descents": 1, "splittings": ("data",)}
+        starts = known(config, problem, evaluations, {row: value for row, value in fixed.items() if value})
+        search_options = {"evaluations": config.large_tries, "descents": 1, "splittings": tuple(WIDTHS.values()), "starts": starts}
     schedule = aj.search_schedule(
         trained.term,
         trained.x_T,
         trained.args,
         steps=evaluations,
         grid=trained.fine(30 if problem.large else 60),
-        reference=trained.target,
+        reference=trained.target(config.out),
         **search_options,
     )
     schedule.save(config.out / f"schedule_{problem.name}_{evaluations}.json")

@@ -18,7 +18,7 @@ SIGNATURES = {
     "sde_terms": "(term, tau, path)",
     "search_schedule": (
         "(term, x_T, args=None, *, steps, grid, reference=None, evaluations=400, descents=3, "
-        "splittings=('data', 'noise', 0.5, 1.0), seed=0, callback=None)"
+        "splittings=('data', 'noise', 0.5, 1.0), starts=(), seed=0, callback=None)"
     ),
     "sample": "(term, x_T, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
     "invert": "(term, x_0, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",

@@ -1,5 +1,6 @@
 """Schedules found by search: better than what the search starts from, on fresh noise too, the same for a seed, and read back from a file."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,22 @@ def test_a_seed_gives_one_schedule():
     x_T, args = inputs(0, 4)
     one, other = (aj.search_schedule(TERM, x_T, args, steps=3, grid=FINE, evaluations=15, descents=0, splittings=("data",), seed=3) for _ in range(2))
     assert one == other
+
+
+def test_a_search_starts_from_what_it_is_given():
+    """No tries: the better of two starts, or one's choices on nodes found by dynamic programming; a further search is no worse than its start."""
+    x_T, args = inputs(0, 4)
+    times = tuple(aj.grids.log_snr(PROCESS, 4))
+    starts = [aj.Schedule((1,) * 4, times=times), aj.Schedule((2,) * 4, rules="midpoint", correctors=3, times=times)]
+    options = {"steps": 4, "grid": FINE, "descents": 0, "splittings": ("data",)}
+    found = aj.search_schedule(TERM, x_T, args, evaluations=0, starts=starts, **options)
+    assert found.correctors == (3,) * 4
+    exact = aj.sample(TERM, x_T, args, grid=FINE, solver=aj.ExponentialRK(diffrax.Tsit5(), 1.0))
+    further = aj.search_schedule(TERM, x_T, args, evaluations=6, starts=[found], **options | {"descents": 1})
+    assert error(further, x_T, args, exact) < error(found, x_T, args, exact) <= error(starts[1], x_T, args, exact)
+    for wrong in (aj.Schedule((1,) * 4), aj.Schedule((1,) * 2, times=times[::2])):
+        with pytest.raises(ValueError, match="starts: a schedule of"):
+            aj.search_schedule(TERM, x_T, args, starts=[wrong], **options)
 
 
 def test_descent_improves_the_nodes():

@@ -13,6 +13,7 @@ import numpy as np
 from .. import grids
 from ..processes import AbstractProcess
 from ..solvers import Schedule
+from ..solvers.multistep import orders
 
 ORDERS, CORRECTORS, RULES = (1, 2, 3, 4), (0, 2, 3, 4), ("exact", "midpoint", "bh1")
 VARIABLES = ("lam", "rho", "t", "theta")
@@ -45,19 +46,31 @@ def places(fine: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return np.interp(grid[1:-1], fine[::-1], np.linspace(1, 0, len(fine)))
 
 
-def uniform(place: np.ndarray, order: int, splitting: Any, variable: str, rule: str, corrector: int) -> Candidate:
-    """The same choice for every step."""
-    return Candidate(tuple(float(p) for p in place), ((order, splitting, variable, rule, corrector),) * (len(place) + 1))
+def named(steps: int, splitting: Any) -> dict[str, tuple[tuple[Any, ...], ...]]:
+    """The choices of fixed samplers by the names that they have here."""
+    found = {f"Exponential({order}) in lam": ((order, splitting, "lam", "exact", 0),) * steps for order in ORDERS}  # DEIS in log(rho)
+    found |= {f"Exponential({order}) in t": ((order, splitting, "t", "exact", 0),) * steps for order in (2, 3, 4)}  # tAB-DEIS
+    found["DPM-Solver++(2M)" if splitting == "data" else "DPM-Solver(2M)"] = ((2, splitting, "lam", "midpoint", 0),) * steps
+    for most in (2, 3):
+        found[f"UniPC-{most}"] = tuple((order, splitting, "lam", "midpoint", order + 1) for order in orders(steps, most, True).tolist())
+    return found
 
 
 def starters(grids: Sequence[np.ndarray], splittings: Sequence[Any]) -> list[Candidate]:
-    """The fixed samplers that the search starts from, with the names they have elsewhere."""
+    """The fixed samplers that the search starts from."""
+    pairs = [(tuple(float(p) for p in grid), splitting) for grid in grids for splitting in splittings]
+    return [Candidate(places, choices) for places, splitting in pairs for choices in named(len(places) + 1, splitting).values()]
+
+
+def from_schedules(schedules: Sequence[Schedule], fine: np.ndarray, steps: int, grids: Sequence[np.ndarray]) -> list[Candidate]:
+    """Schedules as they are, and their choices on other nodes; their ends become those of the fine grid."""
     found = []
-    for grid in grids:
-        for splitting in splittings:
-            found += [uniform(grid, order, splitting, "lam", "exact", 0) for order in ORDERS]  # Exponential; DEIS in log(rho)
-            found += [uniform(grid, order, splitting, "lam", "midpoint", corrector) for order, corrector in ((2, 0), (2, 3), (3, 4))]  # 2M; UniPC
-            found += [uniform(grid, order, splitting, "t", "exact", 0) for order in (2, 3, 4)]  # tAB-DEIS
+    for schedule in schedules:
+        if schedule.times is None or len(schedule.orders) != steps:
+            raise ValueError(f"starts: a schedule of {len(schedule.orders)} steps, times {schedule.times}; give {steps} steps with their times.")
+        choices = tuple(zip(schedule.orders, schedule.splittings, schedule.variables, schedule.rules, schedule.correctors, strict=True))
+        own = places(fine, np.array(schedule.times))
+        found += [Candidate(tuple(float(p) for p in place), choices) for place in (own, *grids)]
     return found
 
 

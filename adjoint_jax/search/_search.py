@@ -33,7 +33,7 @@ from ..solvers._base import as_dtype
 from ..solvers.step import output
 from ..splitting import Splitting, level
 from ..terms import DiffusionTerm
-from ._candidates import Candidate, cross, fixed_grids, mutate, starters, times as times_of
+from ._candidates import Candidate, cross, fixed_grids, from_schedules, mutate, starters, times as times_of
 
 KEEP = 12
 COEFFICIENTS = (1.0, 1.15)
@@ -54,6 +54,7 @@ def search_schedule(
     evaluations: int = 400,
     descents: int = 3,
     splittings: Sequence[Any] = ("data", "noise", 0.5, 1.0),
+    starts: Sequence[Schedule] = (),
     seed: int = 0,
     callback: Callable[[int, float, Schedule], None] | None = None,
 ) -> Schedule:
@@ -67,12 +68,15 @@ def search_schedule(
         evaluations: schedules tried by evolution, each at the cost of one sample of the batch.
         descents: the best distinct schedules whose nodes are improved by gradient; 0 for none.
         splittings: the choices of a step's splitting: "data", "noise", or assumed standard deviations, which also drift.
+        starts: schedules of `steps` steps with times, to start from instead of the usual samplers (80 for each splitting): found before, or
+            known to be good. Their choices are tried on the nodes of dynamic programming too.
         seed: of the evolution; the same seed gives the same schedule.
         callback: called with (schedules tried, error, schedule) whenever a better one is found.
     Returns:
         A `Schedule` with its `times`; `schedule.save(path)` writes it as json.
     Raises:
-        ValueError: as `aj.sample`; where steps exceed those of `grid`; where no schedule gives a finite error.
+        ValueError: as `aj.sample`; where steps exceed those of `grid`; where a start has another number of steps or no times; where no
+            schedule gives a finite error.
     Reference:
         Liu et al., A unified sampling framework (2023), S^3; Chen et al. 2024 (GITS).
 
@@ -87,7 +91,8 @@ def search_schedule(
     rng = np.random.default_rng(seed)
     cost = _cost(term, args, fine, teacher.xs)
     nodes = [cheapest_nodes(cost, steps, coefficient=coefficient)[1:-1] / (len(fine) - 1) for coefficient in COEFFICIENTS]
-    for candidate in starters([*nodes, *fixed_grids(term.process, fine, steps)], splittings):
+    known = from_schedules(starts, fine, steps, nodes)
+    for candidate in known or starters([*nodes, *fixed_grids(term.process, fine, steps)], splittings):
         contest.enter(candidate)
     contest.evolve(rng, evaluations * 2 // 3, splittings)
     contest.descend(descents)
