@@ -47,6 +47,7 @@ class Config:
     large_trained: int = 4
     tries: int = 600
     large_tries: int = 80
+    large_descents: int = 1
     fixed: bool = True
     """Whether fixed samplers are run; without them schedules are searched for alone."""
 
@@ -240,7 +241,7 @@ def search(config: Config, trained: Problem, problem: Problem, reference: np.nda
     search_options: Any = {"evaluations": config.tries, "descents": 3}
     if problem.large:
         starts = known(config, problem, evaluations, {row: value for row, value in fixed.items() if value})
-        search_options = {"evaluations": config.large_tries, "descents": 1, "splittings": tuple(WIDTHS.values()), "starts": starts}
+        search_options = {"evaluations": config.large_tries, "descents": config.large_descents, "splittings": tuple(WIDTHS.values()), "starts": starts}
     schedule = aj.search_schedule(
         trained.term,
         trained.x_T,
