@@ -18,7 +18,7 @@ def write(entries: dict[str, Any], out: Path) -> None:
         counts = sorted(by_count, key=int)
         rows = {row for count in counts for row, value in by_count[count].items() if value}
         middle = "10" if "10" in counts else counts[-1]
-        ranked = sorted(rows, key=lambda row: (by_count[middle].get(row) or (9e9,))[0])
+        ranked = sorted(rows, key=lambda row: ((by_count[middle].get(row) or (9e9,))[0], row))
         lines = [f"| sampler | c | {' | '.join(counts)} |", f"|---|---|{'---|' * len(counts)}"]
         for row in ranked:
             sampler, splitting = row.split(" | ")

@@ -238,16 +238,17 @@ def known(config: Config, problem: Problem, evaluations: int, fixed: dict[str, A
 
 def search(config: Config, trained: Problem, problem: Problem, reference: np.ndarray, evaluations: int, fixed: dict[str, Any]) -> float:
     """The error on fresh noise of the schedule found on other noise; the schedule is kept. That of the large network starts from its best rows."""
-    search_options: Any = {"evaluations": config.tries, "descents": 3}
-    if problem.large:
+    large = problem.large
+    search_options: Any = {"evaluations": config.large_tries if large else config.tries, "descents": config.large_descents if large else 3}
+    if large:
         starts = known(config, problem, evaluations, {row: value for row, value in fixed.items() if value})
-        search_options = {"evaluations": config.large_tries, "descents": config.large_descents, "splittings": tuple(WIDTHS.values()), "starts": starts}
+        search_options |= {"splittings": tuple(WIDTHS.values()), "starts": starts}
     schedule = aj.search_schedule(
         trained.term,
         trained.x_T,
         trained.args,
         steps=evaluations,
-        grid=trained.fine(30 if problem.large else 60),
+        grid=trained.fine(30 if large else 60),
         reference=trained.target(config.out),
         **search_options,
     )
