@@ -195,6 +195,7 @@ def run(config: Config, name: str, counts: dict, results: dict, save: Callable) 
                     counts[f"{kind} {steps} {label}"] = evaluations(case, adjoint)
                 rows[label] = measured(config, case, adjoint, exact) | {"F B": counts[f"{kind} {steps} {label}"]}
                 save()
+                jax.clear_caches()  # hundreds of programs would use up the memory maps of one process
             print(name, kind, steps, "done", flush=True)
     for peer, measure in PEERS.items():
         for steps in config.steps:
