@@ -37,7 +37,8 @@ class Measure:
         """Bytes of temporaries beside what is stored."""
         analysis = jax.jit(jax.grad(self.objective(adjoint, self.short))).lower(*self.given).compile().memory_analysis()
         if analysis is None:
-            raise NotImplementedError(f"aj.plan reads the memory of compiled programs, which the {jax.default_backend()} backend does not tell.")
+            told = f"aj.plan reads the memory of compiled programs, which the {jax.default_backend()} backend does not tell"
+            raise NotImplementedError(f"{told}: set JAX_PLATFORMS=cpu to plan by the CPU's programs.")
         return max(analysis.temp_size_in_bytes - stored, 0)
 
     def work(self, adjoint: Any) -> float:
