@@ -31,18 +31,19 @@ TRACES = []
 
 
 def network(x, t, args):
-    """Two dense layers, conditioned on a vector, a label and a dropout key; one sample or a batch."""
+    """Two dense layers, conditioned on a vector, a label and a dropout key, and a convolution, channels first; one sample or a batch."""
     TRACES.append(t)
     p, key = args["params"], args["key"]
     label = p["label"][args["label"]]
     hidden = x @ p["in"] + args["cond"] @ p["cond"] + label * jnp.cos(jnp.asarray(t, x.dtype))
     draw = partial(jax.random.bernoulli, p=0.8, shape=(HIDDEN,))
     kept = jax.vmap(draw)(key) if key.ndim else draw(key)
-    return jnp.where(kept, jnp.tanh(hidden), 0) @ p["out"] + 0.3 * x
+    near = jax.lax.conv_general_dilated(x.reshape(-1, 1, WIDTH), p["kernel"], (1,), "SAME")
+    return jnp.where(kept, jnp.tanh(hidden), 0) @ p["out"] + 0.3 * near.reshape(x.shape)
 
 
 def weights():
-    shapes = {"in": (WIDTH, HIDDEN), "cond": (COND, HIDDEN), "label": (LABELS, HIDDEN), "out": (HIDDEN, WIDTH)}
+    shapes = {"in": (WIDTH, HIDDEN), "cond": (COND, HIDDEN), "label": (LABELS, HIDDEN), "out": (HIDDEN, WIDTH), "kernel": (1, 1, 3)}
     return {name: jax.random.normal(jax.random.key(i), shape) / 2 for i, (name, shape) in enumerate(shapes.items())}
 
 

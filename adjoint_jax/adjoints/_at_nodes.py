@@ -16,6 +16,7 @@ from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 
 from .._numerics import varying_like
+from .._traced import in_order
 from ..solvers.linear import AbstractLinear
 from ._computation import Computation, Inputs, first
 
@@ -87,7 +88,8 @@ class Network:
             predict, shared = eqx.combine(differentiated, self.fixed)
             return predict(shared, eqx.combine(here, here_fixed), t, x)
 
-        return jax.vjp(answer, x, self.differentiated, here)
+        p, transpose = jax.vjp(answer, x, self.differentiated, here)
+        return p, in_order(transpose)
 
     def at(self, x: Any, i: Any) -> tuple[Any, Callable]:
         """`linearise` at step i."""

@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import eval_jaxpr
 from jax.extend.core import Jaxpr, Literal
 
-from ._computation import Closed
+from .._traced import Closed
 
 INLINED = ("jit", "pjit")
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import eval_jaxpr
 
 from .._numerics import varying_like
+from .._traced import closed
 from .._types import Args, State
 from ..solvers import AbstractSampler, Paired
 from ..terms import DiffusionTerm
@@ -150,23 +150,6 @@ def answering(term: DiffusionTerm, p: Any) -> DiffusionTerm:
     return DiffusionTerm(lambda x, t, args: p, term.process, term.prediction)
 
 
-class Closed(eqx.Module):
-    """A traced function and the arrays that it closed over. Unlike Equinox's it does not compare shardings, which pmap changes inside a scan."""
-
-    jaxpr: Any = eqx.field(static=True)
-    consts: list
-    structure: Any = eqx.field(static=True)
-
-    def __call__(self, *args: Any) -> Any:
-        return jax.tree.unflatten(self.structure, eval_jaxpr(self.jaxpr, self.consts, *jax.tree.leaves(args)))
-
-
-def closed(function: Callable, *args: Any) -> Any:
-    """`function` traced once at `args`, every array that it closes over turned into a leaf of the result, so that nothing escapes a custom_vjp."""
-    traced, answer = jax.make_jaxpr(function, return_shape=True)(*args)
-    return Closed(traced.jaxpr, traced.consts, jax.tree.structure(answer))
-
-
 def first(inputs: Any, i: Any = 0) -> Any:
     """Entry i of every array of a stacked pytree."""
     return jax.tree.map(lambda leaf: leaf[i], inputs)
@@ -196,11 +179,16 @@ def run_forward(step: Callable, shared: Any, carry: Any, inputs: Any, record: Ca
     return jax.lax.scan(body, carry, inputs)
 
 
+def run_steps(computation: Computation, inputs: Any, record: Callable) -> tuple[Any, Any]:
+    """`run_forward` of a computation's own steps, those of `inputs`."""
+    shared, carry = computation.shared()[0], computation.carry()
+    return run_forward(closed(computation.step, shared, carry, first(inputs)), shared, carry, inputs, record)
+
+
 def run_direct(computation: Computation) -> tuple[Any, Any]:
     """The final state and, if asked, all states after the first: plain autodiff in either mode."""
-    shared, _ = computation.shared()
     record = lambda _, following: saved(following, computation.save, computation.paired)  # noqa: E731
-    carry, states = run_forward(computation.step, shared, computation.carry(), computation.inputs(), record)
+    carry, states = run_steps(computation, computation.inputs(), record)
     return value_of(carry, computation.paired), states
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import zeros_like
+from .._traced import in_order
 from .._types import State
 from ._at_nodes import network_of, run_forward_keeping
 from ._computation import Computation, first, parts, run_forward, saved
@@ -90,7 +91,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, nodes: Any,
             step, (_, shared) = eqx.combine(differentiated, (step_fixed, network.fixed))
             return step(shared, plan.recall(x, state), eqx.combine(here, first(rest, i)))[0]
 
-        adjoint, shares, own = jax.vjp(local, x, differentiated, first(given, i))[1](adjoint)
+        adjoint, shares, own = in_order(jax.vjp(local, x, differentiated, first(given, i))[1])(adjoint)
         return adjoint, jax.tree.map(add, total, shares), jax.tree.map(lambda leaf: leaf[None], own)
 
     def noise_share(a: State, inputs: Any) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._numerics import at_least_float32, varying_like
+from .._traced import in_order
 from ._blocks import in_blocks
 from ._computation import saved, value_of
 
@@ -56,7 +57,7 @@ def run_kept(perturbed: Any, plan: Plan, given: Any) -> tuple[Any, Any, Any]:
         return (floats, states), rest
 
     (floats, states), transpose, rest = jax.vjp(run, carry_diff, wide, tail_diff, has_aux=True)
-    return eqx.combine(floats, rest), transpose, states
+    return eqx.combine(floats, rest), in_order(transpose), states
 
 
 def dense(share: Any, plan: Plan, carry: Any) -> Any:

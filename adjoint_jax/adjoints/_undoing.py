@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import varying_like, zeros_like
+from .._traced import closed
 from ..solvers import AbstractPaired, Paired
 from ..solvers._base import as_dtype
-from ._computation import Computation, Inputs, closed, first, noise_of, value_of
+from ._computation import Computation, Inputs, first, noise_of, value_of
 from .discrete import constant
 
 

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from .._numerics import at_least_float32, varying_like, zeros_like
+from .._traced import closed, in_order
 from ..solvers import AbstractSampler
 from ._base import AbstractSamplerAdjoint
-from ._computation import Computation, add_to_value, closed, first, run_forward, value_of
+from ._computation import Computation, add_to_value, first, run_forward, value_of
 from ._kept import Plan, dense, run_kept
 from ._storage import HOST, Storage, cut, joined
 from ._watch import no_probe, raise_if_not_finite, watch
@@ -165,7 +166,7 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, solver: Abs
             given = eqx.combine(carry_diff, carry_fixed), eqx.combine(inputs_diff, inputs_fixed)
             return eqx.filter(plan.linearised(step)(shared, *given), eqx.is_inexact_array)
 
-        cotangent, shares, per_input = jax.vjp(local, carry_diff, differentiated, inputs_diff)[1](cotangent)
+        cotangent, shares, per_input = in_order(jax.vjp(local, carry_diff, differentiated, inputs_diff)[1])(cotangent)
         return (cotangent, jax.tree.map(add, total, shares)), per_input
 
     storage = _storage(perturbed, solver, plan, step, shared, carry)

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from .._numerics import is_concrete, zeros_like
+from .._traced import closed
 from ._base import AbstractSamplerAdjoint
-from ._computation import Computation, add_to_value, closed, first, run_direct
+from ._computation import Computation, add_to_value, first, run_direct
 from ._watch import diagnosis
 from .discrete import DiscreteAdjoint
 

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from .._numerics import mesh_axes, zeros_like
+from .._traced import in_order
 from ..solvers import Paired
 from ._base import AbstractSamplerAdjoint
 from ._computation import Computation
@@ -98,7 +99,8 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, back: Any, 
                 predict, shared = eqx.combine(differentiated, fixed)
                 return answer(predict, shared, eqx.combine(inputs_diff, inputs_fixed), s, x)
 
-            answers[s], pulls[s] = jax.vjp(local, x, differentiated, inputs_diff)
+            answers[s], transpose = jax.vjp(local, x, differentiated, inputs_diff)
+            pulls[s] = in_order(transpose)
             return answers[s]
 
         def linear(inputs_diff: Any) -> Any:
