@@ -53,9 +53,9 @@ SIGNATURES = {
     "ExponentialRK": "(solver, sigma_data=inf)",
     "Schedule": "(orders, splittings='data', variables='lam', rules='exact', correctors=0, times=None)",
     "DirectAdjoint": "()",
-    "DiscreteAdjoint": "(keep=0, unroll=1, remat='none', states='device', levels=2, clip=None, probe=None)",
-    "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode='PECE', published=False, unroll=1, integral_order=None, keep=False)",
-    "AdjointDPM": "(solver=None, steps=None, nodes='lam', states='stored', unroll=1)",
+    "DiscreteAdjoint": "(keep=0, remat='none', states='device', levels=2, clip=None, probe=None)",
+    "AdjointDEIS": "(order=3, sigma_data=1.0, steps=None, nodes='lam', mode='PECE', published=False, integral_order=None, keep=False)",
+    "AdjointDPM": "(solver=None, steps=None, nodes='lam', states='stored')",
     "ReversibleAdjoint": "(segments=1, tol=None)",
     "LastK": "(k)",
 }

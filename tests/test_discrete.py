@@ -16,7 +16,7 @@ GRID = aj.grids.log_snr(PROCESS, STEPS, t_start=0.6, t_end=0.1)
 Discrete = aj.DiscreteAdjoint
 OPTIONS = {
     "keep 3": Discrete(keep=3),
-    "all": Discrete(keep="all", unroll=2),
+    "all": Discrete(keep="all"),
     "more than there are": Discrete(keep=99),
     "blocks": Discrete(remat="block"),
     "blocks of all": Discrete(keep="all", remat="block"),

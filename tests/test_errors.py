@@ -285,7 +285,6 @@ CASES = {  # what is done, the error, what its sentence holds
     "states": (lambda: aj.DiscreteAdjoint(states="disk"), ValueError, 'states is "device", "host" or "multilevel"'),
     "levels": (lambda: aj.DiscreteAdjoint(states="multilevel", levels=1), ValueError, "levels is at least 2"),
     "clip": (lambda: aj.DiscreteAdjoint(clip=0.0), ValueError, "a positive norm, or None"),
-    "unroll": (lambda: aj.DiscreteAdjoint(unroll=0), ValueError, r"unroll is a number of steps, at least 1; got 0"),
     "adjoint order": (lambda: aj.AdjointDEIS(order=5), ValueError, r"orders 1 to 4, and 1 or 2 where published=True; got order=5"),
     "published order": (lambda: aj.AdjointDEIS(order=3, sigma_data=np.inf, published=True), ValueError, r"1 or 2 where published=True; got order=3"),
     "mode": (lambda: aj.AdjointDEIS(mode="PECECE"), ValueError, r"mode='PECECE' is not known: use \"PECE\", \"PEC\", \"AB\" or \"Heun\""),

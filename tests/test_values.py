@@ -125,21 +125,6 @@ def test_gradient_in_the_grid(solver, process):
         assert relative(one, two) < 1e-12
 
 
-@pytest.mark.parametrize(("one", "two"), [(aj.DiscreteAdjoint(), aj.DiscreteAdjoint(unroll=N)), (aj.AdjointDEIS(), aj.AdjointDEIS(unroll=N + 1))])
-def test_an_unrolled_loop_is_the_same_gradient(one, two):
-    """And a loop of the backward pass less, where all of it is unrolled."""
-    ts = aj.grids.log_snr(PROCESSES["vp_linear"], N)
-    term = aj.DiffusionTerm(network, PROCESSES["vp_linear"], "v")
-
-    def gradient_by(adjoint):
-        return jax.grad(lambda x: jnp.sum(aj.sample(term, x, ARGS, grid=ts, adjoint=adjoint) * WEIGHTS[0]))
-
-    gradients = gradient_by(one), gradient_by(two)
-    assert relative(gradients[1](X), gradients[0](X)) < 1e-12
-    loops = [jax.jit(gradient).lower(X).as_text().count("stablehlo.while") for gradient in gradients]
-    assert loops == [2, 1]
-
-
 @pytest.mark.filterwarnings("ignore:The published AdjointDEIS")
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 def test_no_adjoint_changes_the_sample(solver):

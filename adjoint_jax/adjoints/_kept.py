@@ -52,7 +52,7 @@ def run_kept(perturbed: Any, plan: Plan, given: Any) -> tuple[Any, Any, Any]:
             return following, plan.saved(following)
 
         carry = eqx.combine(carry_diff, carry_fixed)
-        carry, states = jax.lax.scan(body, carry, eqx.combine(tail_diff, tail_fixed), unroll=plan.adjoint.unroll)
+        carry, states = jax.lax.scan(body, carry, eqx.combine(tail_diff, tail_fixed))
         floats, rest = eqx.partition(carry, eqx.is_inexact_array)
         return (floats, states), rest
 

@@ -54,7 +54,6 @@ class Storage(NamedTuple):
     saved: Callable
     levels: int
     on_host: bool
-    unroll: int
 
     def segments(self, inputs: Any) -> tuple[int, int]:
         """(number of whole segments, steps in each)."""
@@ -91,7 +90,7 @@ class Storage(NamedTuple):
                 memory, inputs, cotangent_state = slices
                 return pull(self.recall(self._fetched(memory)), inputs, acc, cotangent_state)
 
-            return jax.lax.scan(body, acc, (stored, inputs, cotangent_states), reverse=True, unroll=self.unroll)
+            return jax.lax.scan(body, acc, (stored, inputs, cotangent_states), reverse=True)
         lower = self._replace(levels=self.levels - 1)
 
         def segment(acc: Any, slices: Any) -> tuple[Any, Any]:

@@ -30,7 +30,7 @@ from ._base import AbstractSamplerAdjoint, followed
 from ._computation import Computation, Inputs
 from ._continuous import Plan, run
 from ._nodes import Intervals, Nodes, Rule, choose, lay_out
-from .discrete import DiscreteAdjoint, add, checked_unroll, constant
+from .discrete import DiscreteAdjoint, add, constant
 
 PUBLISHED_LIMITS = {1: 0.69, 2: 0.46}  # steps in lam above which the published rules amplify the adjoint where it should shrink
 
@@ -63,7 +63,6 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         mode: "PECE", "PEC", "AB" or "Heun".
         published: the rules of the paper, which are Adams-Bashforth ones ("PECE" then stands for "AB"); needs sigma_data infinite. "exact": the
             same method with the exact weights int e^L l_j(L) dL, L = -lam, in place of the ratio h / (2 h_prev) of its second order.
-        unroll: nodes in one iteration of the backward loop, as `DiscreteAdjoint.unroll`.
         integral_order: order of the integrals of args, network and per-step leaves, of the same range; None is `order`.
         keep: whether the nodes keep the linearisations that the sampler makes there: one forward evaluation (at its end) instead of one a node,
             in the memory of a linearisation a node. For solvers that read the network once a step, at x.
@@ -80,7 +79,6 @@ class AdjointDEIS(AbstractSamplerAdjoint):
     nodes: str | tuple[int, ...] = eqx.field(static=True)
     mode: str = eqx.field(static=True)
     published: bool | str = eqx.field(static=True)
-    unroll: int = eqx.field(static=True)
     integral_order: int = eqx.field(static=True)
     keep: bool = eqx.field(static=True)
 
@@ -92,12 +90,11 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         nodes: str | Sequence[int] = "lam",
         mode: str = "PECE",
         published: bool | str = False,
-        unroll: int = 1,
         integral_order: int | None = None,
         keep: bool = False,
     ):
         self.order, self.splitting, self.steps = order, Splitting(sigma_data), steps
-        self.published, self.unroll, self.keep = published, checked_unroll(unroll), checked_keep(keep, "AdjointDEIS")
+        self.published, self.keep = published, checked_keep(keep, "AdjointDEIS")
         self.nodes = nodes if isinstance(nodes, str) else tuple(int(i) for i in nodes)
         self.mode = "AB" if published and mode == "PECE" else mode
         self.integral_order = order if integral_order is None else integral_order
@@ -122,14 +119,14 @@ class AdjointDEIS(AbstractSamplerAdjoint):
         splitting = Splitting(self.splitting.sigma_data, followed(self, computation, stochastic=True))
         index = choose(computation.ts, computation.term.process.lam(computation.ts), self.steps, self.nodes)
         if not len(index):
-            return DiscreteAdjoint(unroll=self.unroll).run(computation)
+            return DiscreteAdjoint().run(computation)
         if self.keep:
             check_reads_once(computation, "AdjointDEIS(keep=True)")
         visited = index[:-1] if self.mode == "AB" and len(index) > 1 else index  # AB never linearises at the last node
 
         def sweep(linearise: Callable, adjoint: State, total: Any, kept: Any, per_step: Any, nodes: Any, noisy: bool) -> tuple[State, Any, Any]:
             transposes = lambda *at: linearise(*at)[1]  # noqa: E731
-            return adams(transposes, adjoint, total, kept, per_step, nodes[0], noisy, rule=self.rule, unroll=self.unroll)
+            return adams(transposes, adjoint, total, kept, per_step, nodes[0], noisy, rule=self.rule)
 
         plan = Plan(computation, "AdjointDEIS", index, visited, visited, sweep, between, self.keep)
         return run(computation, self._nodes(computation, splitting, index), plan)
@@ -163,7 +160,6 @@ def adams(
     noisy: bool = False,
     *,
     rule: Rule,
-    unroll: int = 1,
 ) -> tuple[State, Any, Any]:
     """The Adams method of the module's docstring, from node 0 (data) to the last (noise). Its trail: (w_k, g_k) if `noisy`, the per-step shares."""
 
@@ -196,7 +192,7 @@ def adams(
     start = (w, w, (zeros_like(w),) * (rule.order - 1), total)
     visited = len(nodes.t) - (rule.mode == "AB")
     slices = jax.tree.map(lambda leaf: leaf[:visited], (kept, per_step, nodes))
-    (predicted, base, _, total), (along, own) = jax.lax.scan(body, start, slices, unroll=unroll)
+    (predicted, base, _, total), (along, own) = jax.lax.scan(body, start, slices)
     w = predicted if rule.mode == "AB" else base
     if noisy and rule.mode == "AB":
         along = jax.tree.map(lambda stack, last: jnp.concatenate([stack, last[None]]), along, (w, zeros_like(w)))

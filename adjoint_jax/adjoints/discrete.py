@@ -37,8 +37,6 @@ class DiscreteAdjoint(AbstractSamplerAdjoint):
 
     Args:
         keep: how many of the last steps keep their linearisations, at most; "all", or 0: recompute the network at every step.
-        unroll: steps in one iteration of the backward loop, as of `jax.lax.scan`. On the CPU, XLA transposes convolutions several times
-            faster outside of a loop: there `unroll=N` takes a third of the time, for N linearisations in memory and three times the compilation.
         remat: what a linearisation stores of the network. "none": everything; "block": what crosses between about sqrt(n) blocks of its n
             operations, for one more forward evaluation at most (the digits UNet with keep="all": 11 MiB for 29; with keep=0 the CPU's
             compiler does as well by itself); "full": its input alone, which is what keep=0 does: only with keep=0.
@@ -50,13 +48,12 @@ class DiscreteAdjoint(AbstractSamplerAdjoint):
             ones are shortened, and the answer is no longer the exact gradient. None: no limit.
         probe: zeros `[N + 1]`, of which the gradient is the norm of dL/dx_i, i = 0 .. N: see `aj.adjoints.adjoint_norms`.
     Raises:
-        ValueError: for other options, unroll < 1 or levels < 2.
+        ValueError: for other options, levels < 2.
 
         g = jax.grad(lambda x: loss(aj.sample(term, x, args, grid=ts, adjoint=aj.DiscreteAdjoint(keep=10))))(x_T)
     """
 
     keep: int | str = eqx.field(static=True)
-    unroll: int = eqx.field(static=True)
     remat: str = eqx.field(static=True)
     states: str = eqx.field(static=True)
     levels: int = eqx.field(static=True)
@@ -66,7 +63,6 @@ class DiscreteAdjoint(AbstractSamplerAdjoint):
     def __init__(
         self,
         keep: int | str = 0,
-        unroll: int = 1,
         remat: str = "none",
         states: str = "device",
         levels: int = 2,
@@ -83,12 +79,12 @@ class DiscreteAdjoint(AbstractSamplerAdjoint):
             raise ValueError('states="host" needs jax.memory, which this version of JAX does not have: use states="multilevel".')
         if clip is not None and not clip > 0:
             raise ValueError(f"clip={clip!r}: a positive norm, or None.")
-        self.keep, self.unroll, self.remat, self.states = keep, checked_unroll(unroll), remat, states
+        self.keep, self.remat, self.states = keep, remat, states
         self.levels, self.clip, self.probe = int(levels), clip, probe
 
     def with_probe(self, probe: Any) -> "DiscreteAdjoint":
         """The same adjoint with another probe."""
-        return DiscreteAdjoint(self.keep, self.unroll, self.remat, self.states, self.levels, self.clip, probe)
+        return DiscreteAdjoint(self.keep, self.remat, self.states, self.levels, self.clip, probe)
 
     def run(self, computation: Computation) -> tuple[Any, Any]:
         shared, _ = computation.shared()
@@ -140,7 +136,7 @@ def _storage(perturbed: Any, solver: AbstractSampler, plan: Plan, step: Any, sha
     whole = _wants_rows(perturbed)
     remember, recall = ((lambda *carry: carry), (lambda memory: memory)) if whole else (solver.remember, lambda memory: solver.recall(memory, state))
     levels = adjoint.levels if adjoint.states == "multilevel" else 1
-    return Storage(lambda carry, inputs: step(shared, carry, inputs), remember, recall, plan.saved, levels, adjoint.states == "host", adjoint.unroll)
+    return Storage(lambda carry, inputs: step(shared, carry, inputs), remember, recall, plan.saved, levels, adjoint.states == "host")
 
 
 @_run.def_bwd
@@ -175,12 +171,6 @@ def _backward(residuals: Any, cotangents: Any, _: Any, vjp_arg: Any, solver: Abs
     raise_if_not_finite((cotangent, total, per_input), vjp_arg, start, cotangents[1], plan.paired)
     step_share, shared_share = jax.tree.map(lambda share, leaf: share.astype(leaf.dtype), total, differentiated)
     return step_share, shared_share, cotangent, per_input
-
-
-def checked_unroll(unroll: int) -> int:
-    if unroll < 1:
-        raise ValueError(f"unroll is a number of steps, at least 1; got {unroll!r}.")
-    return int(unroll)
 
 
 def _wants_rows(perturbed: Any) -> bool:

@@ -31,7 +31,7 @@ from ._base import AbstractSamplerAdjoint, followed
 from ._computation import Computation
 from ._continuous import Plan, run
 from ._nodes import choose
-from .discrete import DiscreteAdjoint, add, checked_unroll, constant
+from .discrete import DiscreteAdjoint, add, constant
 
 NOISE = Splitting(np.inf)
 
@@ -49,7 +49,6 @@ class AdjointDPM(AbstractSamplerAdjoint):
         solver: an explicit Runge-Kutta solver of diffrax, `diffrax.Heun()` unless given; `diffrax.Euler()` makes this AdjointDEIS-1.
         steps, nodes: its steps among the sampler's times, as of `AdjointDEIS`.
         states: "stored", the sampler's own; or "resolved", integrated backwards by the same solver from x_0, off by its error.
-        unroll: steps in one iteration of the backward loop, as `DiscreteAdjoint.unroll`.
     Raises:
         TypeError: for a solver without an explicit tableau.
         ValueError: for other nodes or states.
@@ -62,12 +61,11 @@ class AdjointDPM(AbstractSamplerAdjoint):
     steps: int | None = eqx.field(static=True)
     nodes: str | tuple[int, ...] = eqx.field(static=True)
     states: str = eqx.field(static=True)
-    unroll: int = eqx.field(static=True)
 
-    def __init__(self, solver: Any = None, steps: int | None = None, nodes: str | Sequence[int] = "lam", states: str = "stored", unroll: int = 1):
+    def __init__(self, solver: Any = None, steps: int | None = None, nodes: str | Sequence[int] = "lam", states: str = "stored"):
         self.solver, self.steps = diffrax.Heun() if solver is None else solver, steps
         self.nodes = nodes if isinstance(nodes, str) else tuple(int(i) for i in nodes)
-        self.states, self.unroll = states, checked_unroll(unroll)
+        self.states = states
         if states not in ("stored", "resolved"):
             raise ValueError(f'states={states!r} is not known: use "stored" or "resolved".')
         tableau_of(self.solver)
@@ -77,14 +75,14 @@ class AdjointDPM(AbstractSamplerAdjoint):
         lams = computation.term.process.lam(computation.ts)
         index = choose(computation.ts, lams, self.steps, self.nodes, "AdjointDPM")
         if len(index) < 2:
-            return DiscreteAdjoint(unroll=self.unroll).run(computation)
+            return DiscreteAdjoint().run(computation)
         tableau = _without_idle_stages(tableau_of(self.solver))
         if is_concrete(lams):
             _warn_of_long_steps(self.solver, tableau, float(np.abs(np.diff(lams[index])).max()))
         table = lay_out(computation.term, tableau, computation.ts[index])
         table = constant(Table(*(jnp.asarray(value, None if value.dtype == int else computation.x.dtype) for value in table)))
         table = varying_like(table, computation.x)._replace(gather=table.gather)  # as AdjointDEIS' `gather`
-        sweep = lambda *given: (*integrate(tableau, self.states == "resolved", self.unroll, *given[:-1]), None)  # noqa: E731
+        sweep = lambda *given: (*integrate(tableau, self.states == "resolved", *given[:-1]), None)  # noqa: E731
         stored = index[:1] if self.states == "resolved" else index
         return run(computation, table, Plan(computation, "AdjointDPM", index, stored, index, sweep))
 
@@ -125,7 +123,7 @@ def lay_out(term: DiffusionTerm, tableau: Tableau, ts: Any) -> Table:
 
 
 def integrate(
-    tableau: Tableau, resolved: bool, unroll: int, linearise: Callable, adjoint: State, total: Any, kept: Any, per_step: Any, table: Table
+    tableau: Tableau, resolved: bool, linearise: Callable, adjoint: State, total: Any, kept: Any, per_step: Any, table: Table
 ) -> tuple[State, Any]:
     """(1), step by step; a step belongs to the interval of the grid that generation begins it with."""
 
@@ -148,7 +146,7 @@ def integrate(
 
     start = (table.ends[0] * adjoint, kept[0] / table.ends[0] if resolved else None, total)
     steps = (table._replace(ends=None), jax.tree.map(lambda leaf: leaf[1:], per_step))
-    (w, _, total), _ = jax.lax.scan(body, start, steps, unroll=unroll)
+    (w, _, total), _ = jax.lax.scan(body, start, steps)
     return w / table.ends[1], total
 
 
