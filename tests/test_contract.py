@@ -135,7 +135,7 @@ def test_import_is_light():
 
 
 LAYERS = (
-    "_types", "_numerics", "_reflect", "_paths", "_work", "processes", "grids", "splitting", "networks", "terms", "solvers", "schedulers", "adjoints",
+    "_types", "_numerics", "_reflect", "_paths", "_work", "_traced", "processes", "grids", "splitting", "networks", "terms", "solvers", "schedulers", "adjoints",
     "sample", "search", "audit", "_measure", "plan",
 )  # fmt: skip
 APART = ("models", "checkpoints")
