@@ -135,8 +135,8 @@ def test_import_is_light():
 
 
 LAYERS = (
-    "_types", "_numerics", "_reflect", "_paths", "_work", "_traced", "processes", "grids", "splitting", "networks", "terms", "solvers", "schedulers", "adjoints",
-    "sample", "search", "audit", "_measure", "plan",
+    "_types", "_numerics", "_reflect", "_paths", "_work", "_traced", "processes", "grids", "splitting", "networks", "terms", "solvers", "schedulers",
+    "adjoints", "sample", "search", "audit", "_measure", "plan",
 )  # fmt: skip
 APART = ("models", "checkpoints")
 
