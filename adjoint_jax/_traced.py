@@ -43,9 +43,15 @@ def in_order(transpose: Callable) -> Callable:
     return Partial(_ordered, transpose) if _orders() else transpose
 
 
+def scan_in_order(body: Callable, start: Any, inputs: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan` with the convolutions of `body` by (1)."""
+    ordered = closed(body, start, jax.tree.map(lambda leaf: leaf[0], inputs))
+    return jax.lax.scan(lambda *given: ordered(*given), start, inputs)
+
+
 def map_in_order(function: Callable, inputs: Any) -> Any:
     """`jax.lax.map` with the convolutions of `function` by (1)."""
-    return jax.lax.map(closed(function, jax.tree.map(lambda leaf: leaf[0], inputs)), inputs)
+    return scan_in_order(lambda _, given: (None, function(given)), None, inputs)[1]
 
 
 def _ordered(function: Callable, *args: Any) -> Any:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from .. import grids
 from .._numerics import at_least_float32, broadcasting, is_concrete, namespace
-from .._traced import closed
+from .._traced import scan_in_order
 from .._types import Args, ArrayLike, State
 from ..processes import AbstractProcess
 from ..splitting import level
@@ -86,7 +86,7 @@ def encode_noise(
     last = jnp.concatenate([noise[1:], jnp.zeros_like(noise[:1])])
     inputs = (times[:-1], times[1:], rows, added, mean[:-1], mean[1:], path["keep"], path["spread"], last)
     start = (x_T, solver.init(term, times[0], times[1], x_T, args))
-    _, z = jax.lax.scan(closed(body, start, jax.tree.map(lambda leaf: leaf[0], inputs)), start, inputs)
+    _, z = scan_in_order(body, start, inputs)
     return x_T, z
 
 
