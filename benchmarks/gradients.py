@@ -46,6 +46,8 @@ class Config:
     large_images: int = 1
     repeats: int = 3
     """Runs of which the shortest is the time."""
+    methods: tuple[str, ...] = ()
+    """Names of the rows to run; all where none is given."""
 
 
 @dataclass
@@ -186,7 +188,7 @@ def run(config: Config, name: str, counts: dict, results: dict, save: Callable) 
             rows, exact = place.setdefault(kind, {}).setdefault(str(steps), {}), None
             for row, m, make in methods(case, config.nodes):
                 label = f"{row} | {m}"
-                if label in rows:
+                if label in rows or (config.methods and row not in config.methods):
                     continue
                 if exact is None:
                     exact = measured(config, case, EXACT["DiscreteAdjoint"], None)["found"]
