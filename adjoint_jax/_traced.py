@@ -38,20 +38,9 @@ def closed(function: Callable, *args: Any) -> Closed:
     return Closed(jaxpr, traced.consts, jax.tree.structure(answer))
 
 
-def in_order(transpose: Callable) -> Callable:
-    """A transpose from `jax.vjp` with its convolutions by (1): a pytree of what it stores, as it was."""
-    return Partial(_ordered, transpose) if _orders() else transpose
-
-
-def scan_in_order(body: Callable, start: Any, inputs: Any) -> tuple[Any, Any]:
-    """`jax.lax.scan` with the convolutions of `body` by (1)."""
-    ordered = closed(body, start, jax.tree.map(lambda leaf: leaf[0], inputs))
-    return jax.lax.scan(lambda *given: ordered(*given), start, inputs)
-
-
-def map_in_order(function: Callable, inputs: Any) -> Any:
-    """`jax.lax.map` with the convolutions of `function` by (1)."""
-    return scan_in_order(lambda _, given: (None, function(given)), None, inputs)[1]
+def in_order(function: Callable) -> Callable:
+    """`function` of arrays with the convolutions of its trace by (1): the body of a loop, or a transpose from `jax.vjp`, which stays a pytree."""
+    return Partial(_ordered, function) if _orders() else function
 
 
 def _ordered(function: Callable, *args: Any) -> Any:
@@ -68,7 +57,7 @@ def _rewritten(value: Any) -> Any:
         return value.replace(eqns=[_by_one(equation) for equation in value.eqns])
     if isinstance(value, ClosedJaxpr):
         return value.replace(jaxpr=_rewritten(value.jaxpr))
-    if isinstance(value, tuple) and type(value) is tuple:
+    if type(value) is tuple:
         return tuple(map(_rewritten, value))
     return value
 

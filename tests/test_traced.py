@@ -57,7 +57,8 @@ def network(spec, x, t, args):
 
 def objective(spec, adjoint, x, args):
     term = aj.DiffusionTerm(partial(network, spec), aj.VPLinear())
-    return jnp.sum(aj.sample(term, x, args, grid=aj.grids.log_snr(term.process, 4), adjoint=adjoint) ** 2)
+    solver = aj.BDIA() if isinstance(adjoint, aj.ReversibleAdjoint) else None
+    return jnp.sum(aj.sample(term, x, args, grid=aj.grids.log_snr(term.process, 4), solver=solver, adjoint=adjoint) ** 2)
 
 
 ADJOINTS = {
@@ -67,6 +68,8 @@ ADJOINTS = {
     "stored": aj.AdjointDEIS(steps=2),
     "DPM": aj.AdjointDPM(),
     "interpolated": aj.adjoints.InterpolatedAdjoint(steps=2),
+    "reversible": aj.ReversibleAdjoint(),
+    "last": aj.LastK(2),
 }
 
 
@@ -76,9 +79,28 @@ def test_every_convolution_of_a_gradient_compiles_in_one_layout(adjoint, spec):
     sizes, kernel = {"N": 2, "C": 4, "H": 5, "W": 6}, {"O": 4, "I": 4, "H": 3, "W": 3}
     x, w = jnp.ones([sizes[axis] for axis in spec[0]]), jnp.ones([kernel[axis] for axis in spec[1]])
     args = {"w": w, "bias": jnp.ones(())}
-    text = jax.jit(jax.grad(partial(objective, spec, ADJOINTS[adjoint]), (0, 1))).lower(x, args).compile().as_text()
-    layouts = set(re.findall(r"dim_labels=(\S+?)[,}\s]", text))
-    assert layouts == {STANDARD[4]}
+    assert layouts(jax.grad(partial(objective, spec, ADJOINTS[adjoint]), (0, 1)), x, args) == {STANDARD[4]}
+
+
+def layouts(function, *args):
+    """Of all convolutions in the compiled program."""
+    return set(re.findall(r"dim_labels=(\S+?)[,}\s]", jax.jit(function).lower(*args).compile().as_text()))
+
+
+TERM = aj.DiffusionTerm(partial(network, ("NCHW", "OIHW", "NCHW")), aj.VPLinear())
+GRID, KEY = aj.grids.log_snr(TERM.process, 4), jax.random.key(3)
+FOUND = aj.solvers.adaptive.AdaptiveGrid(None, None, (True, False, True), 6)
+LOOPS = {
+    "direct": lambda x, args: aj.sample(TERM, x, args, grid=GRID, adjoint=aj.DirectAdjoint()),
+    "encode_noise": lambda x, args: aj.solvers.encode_noise(TERM, x, args, grid=GRID, solver=aj.DDIM(1.0), key=KEY),
+    "x0_variance": lambda x, args: aj.solvers.x0_variance(TERM, x, args, grid=GRID, key=KEY),
+    "adaptive_grid": lambda x, args: aj.solvers.adaptive_grid(TERM, x, args, solver=aj.solvers.ExponentialStages(2), t_end=0.1, like=FOUND).x,
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_loops_without_a_gradient_compile_in_one_layout(loop):
+    assert layouts(LOOPS[loop], jnp.ones((2, 4, 5, 6)), {"w": jnp.ones((4, 4, 3, 3)), "bias": jnp.ones(())}) == {STANDARD[4]}
 
 
 def test_second_derivatives_are_those_of_autodiff():

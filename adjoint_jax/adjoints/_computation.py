@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from .._numerics import varying_like
-from .._traced import closed
+from .._traced import closed, in_order
 from .._types import Args, State
 from ..solvers import AbstractSampler, Paired
 from ..terms import DiffusionTerm
@@ -179,16 +179,11 @@ def run_forward(step: Callable, shared: Any, carry: Any, inputs: Any, record: Ca
     return jax.lax.scan(body, carry, inputs)
 
 
-def run_steps(computation: Computation, inputs: Any, record: Callable) -> tuple[Any, Any]:
-    """`run_forward` of a computation's own steps, those of `inputs`."""
-    shared, carry = computation.shared()[0], computation.carry()
-    return run_forward(closed(computation.step, shared, carry, first(inputs)), shared, carry, inputs, record)
-
-
 def run_direct(computation: Computation) -> tuple[Any, Any]:
     """The final state and, if asked, all states after the first: plain autodiff in either mode."""
+    shared, _ = computation.shared()
     record = lambda _, following: saved(following, computation.save, computation.paired)  # noqa: E731
-    carry, states = run_steps(computation, computation.inputs(), record)
+    carry, states = run_forward(in_order(computation.step), shared, computation.carry(), computation.inputs(), record)
     return value_of(carry, computation.paired), states
 
 

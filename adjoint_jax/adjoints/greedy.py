@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import is_concrete
-from .._traced import closed
 from .._types import Args, ArrayLike, State
 from ..terms import DiffusionTerm
 from ._prepare import prepare
@@ -36,7 +35,7 @@ def posterior_gradient(loss: Callable[[State], Any], term: DiffusionTerm, x: Sta
 
         x = x - step * aj.adjoints.posterior_gradient(loss, term, x, t, args)
     """
-    return closed(jax.grad(lambda x: loss(term.x0_and_eps(t, x, args)[0])), x)(x)
+    return jax.grad(lambda x: loss(term.x0_and_eps(t, x, args)[0]))(x)
 
 
 def look_ahead(

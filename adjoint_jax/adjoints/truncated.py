@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from .._numerics import namespace, zeros_like
+from .._traced import in_order
 from ..solvers import DDIM
 from ..solvers._base import as_dtype
 from ..splitting import level
 from ._base import AbstractSamplerAdjoint
-from ._computation import Computation, run_steps, saved
+from ._computation import Computation, run_forward, saved
 from .discrete import DiscreteAdjoint, constant
 
 
@@ -134,7 +135,7 @@ def _run_constant(computation: Computation, steps: int) -> tuple[Any, Any]:
     record = lambda _, following: saved(following, computation.save, computation.paired)  # noqa: E731
     inputs = jax.tree.map(lambda leaf: leaf[:steps], still.inputs())
     # a network may close over what is differentiated, so the outcome is made constant too
-    return constant(run_steps(still, inputs, record))
+    return constant(run_forward(in_order(still.step), still.shared()[0], still.carry(), inputs, record))
 
 
 def _run_last(computation: Computation, k: int) -> tuple[Any, Any]:

@@ -25,7 +25,7 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 
 from .._paths import cheapest_nodes
-from .._traced import map_in_order
+from .._traced import in_order
 from ..adjoints import DiscreteAdjoint
 from ..adjoints._computation import Computation, run_direct
 from ..sample import prepare, sample
@@ -231,4 +231,4 @@ def _cost(term: DiffusionTerm, args: Any, fine: np.ndarray, states: Any) -> np.n
 
 @eqx.filter_jit
 def _predictions(term: DiffusionTerm, times: Any, states: Any, args: Any) -> Any:
-    return map_in_order(lambda at: term.predict(at[0], at[1], args), (times, states))
+    return jax.lax.map(in_order(lambda at: term.predict(at[0], at[1], args)), (times, states))

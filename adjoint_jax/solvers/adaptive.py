@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import at_least_float32, is_concrete
-from .._traced import closed
+from .._traced import in_order
 from .._types import Args, State
 from ..terms import DiffusionTerm
 from .linear import AbstractLinear
@@ -193,7 +193,7 @@ def _attempt(term: Any, args: Args, tolerances: Any, solver: Any, rule: StepCont
     left = process.lam(t_end) - process.lam(at.t)
     t = jnp.where(at.h >= left - SLACK, t_end, process.t_of_lam(process.lam(at.t) + at.h))
     state = solver.init(term, at.t, t, at.x, args)
-    x, difference = closed(lambda x: solver.step(term, at.t, t, x, args, state, False)[:2], at.x)(at.x)
+    x, difference = in_order(lambda x: solver.step(term, at.t, t, x, args, state, False)[:2])(at.x)
     low = x - difference
     error = rule.error(difference, jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(low), jnp.abs(at.low)))) + rule.floor  # (1)
     past = jnp.where(at.past > 0, at.past, error)

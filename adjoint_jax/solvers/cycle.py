@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from .. import grids
 from .._numerics import at_least_float32, broadcasting, is_concrete, namespace
-from .._traced import scan_in_order
+from .._traced import in_order
 from .._types import Args, ArrayLike, State
 from ..processes import AbstractProcess
 from ..splitting import level
@@ -85,8 +85,7 @@ def encode_noise(
     mean = path["mean"]
     last = jnp.concatenate([noise[1:], jnp.zeros_like(noise[:1])])
     inputs = (times[:-1], times[1:], rows, added, mean[:-1], mean[1:], path["keep"], path["spread"], last)
-    start = (x_T, solver.init(term, times[0], times[1], x_T, args))
-    _, z = scan_in_order(body, start, inputs)
+    _, z = jax.lax.scan(in_order(body), (x_T, solver.init(term, times[0], times[1], x_T, args)), inputs)
     return x_T, z
 
 

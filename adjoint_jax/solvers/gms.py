@@ -25,7 +25,7 @@ from jax.scipy.special import ndtr
 
 from .. import grids
 from .._numerics import at_least_float32, zeros_like
-from .._traced import map_in_order
+from .._traced import in_order
 from .._types import Args, ArrayLike, State
 from ..networks import as_pytree
 from ..processes import AbstractProcess
@@ -189,4 +189,4 @@ def x0_variance(term: DiffusionTerm, x_0: State, args: Args = None, *, grid: Arr
         x = term.process.alpha(t) * x_0 + term.process.sigma(t) * jax.random.normal(key, x_0.shape, x_0.dtype)
         return jnp.mean((term.x0_and_eps(t, x, args)[0] - x_0) ** 2)
 
-    return map_in_order(error, (ts, jax.random.split(key, len(ts))))
+    return jax.lax.map(in_order(error), (ts, jax.random.split(key, len(ts))))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._numerics import floating, namespace, trailing
-from .._traced import map_in_order
+from .._traced import in_order
 from .._types import Args, State
 from ..terms import DiffusionTerm
 
@@ -139,9 +139,10 @@ def estimate_statistics(
         _, along = jax.jvp(lambda x: term.x0_and_eps(t, x, args)[1], (x,), (sign,))
         return jnp.mean(sign * term.process.sigma(t) * along, axis=0)
 
-    l = map_in_order(slope, (times, keys))  # noqa: E741
+    l = jax.lax.map(in_order(slope), (times, keys))  # noqa: E741
     change = jnp.gradient(l, float(lam[1] - lam[0]), axis=0)
-    s, b = map_in_order(lambda point: _regression(term, args, node(point[0], point[1]), *point[:1], *point[2:]), (times, keys, l, change))
+    regression = lambda point: _regression(term, args, node(point[0], point[1]), *point[:1], *point[2:])  # noqa: E731
+    s, b = jax.lax.map(in_order(regression), (times, keys, l, change))
     return ModelStatistics(lam, l, s, b)
 
 
