@@ -49,7 +49,7 @@ def as_the_program_runs(tmp_path_factory):
 def save_random(path, module, scheduler=None, spoil=None):
     """A checkpoint of random weights."""
     rng = np.random.default_rng(0)
-    shapes = _models.shapes(module, {"in_channels": 1}, "test")
+    shapes = _models.shapes(module)
     params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
     if spoil is not None:
         params = spoil(params)

@@ -44,7 +44,7 @@ def load_model(path: str | os.PathLike[str], *, dtype: Any = jnp.float32) -> tup
     config = _files.read_json(folder / _files.CONFIG)
     module, shapes = _models.read(config, source)
     weights = _files.find_weights(folder)
-    return module, _rules.to_flax(shapes, _files.read_tensors(weights), str(weights), dtype)
+    return module, _rules.to_flax(_models.family_of(module), shapes, _files.read_tensors(weights), str(weights), dtype)
 
 
 def load(path: str | os.PathLike[str] | None = None, *, dtype: Any = jnp.float32) -> Checkpoint:
@@ -71,7 +71,8 @@ def load(path: str | os.PathLike[str] | None = None, *, dtype: Any = jnp.float32
     file = scheduler_folder / _files.SCHEDULER
     scheduler = _files.read_json(file) if file.exists() else {}
     process, prediction = _betas.process_from_config(scheduler)
-    network, unit = linen(module), _betas.time_unit(scheduler)
+    adapt = _models.family_of(module).adapt or linen
+    network, unit = adapt(module), _betas.time_unit(scheduler)
     return Checkpoint(network if unit == 1 else _betas.ScaledTime(network, unit), params, process, prediction)
 
 
@@ -86,9 +87,8 @@ def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, A
 
     Raises FileExistsError for a path in use; ValueError for a module or scheduler that is not known, or parameters that do not fit the module.
     """
-    config = _models.describe(module, params)
-    source = f"the {type(module).__name__} to be saved"
-    tensors = _rules.to_torch(_models.shapes(module, config, source), params, source)
+    config, source = _models.describe(module), f"the {type(module).__name__} to be saved"
+    tensors = _rules.to_torch(_models.family_of(module), _models.shapes(module), params, source)
     if scheduler is not None and not _betas.is_flow(scheduler):
         _betas.alphas_cumprod(scheduler)
     _files.write_folder(path, config, tensors, scheduler)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -17,6 +18,13 @@ class ConvClassifier(nn.Module):
     features: Sequence[int] = (16, 32, 64)
     classes: int = 10
     norm_num_groups: int = 8
+    in_channels: int = 1
+
+    @property
+    def dummy_inputs(self) -> tuple[jax.ShapeDtypeStruct]:
+        """Abstract arguments of a call, as small as can be."""
+        side = 2 ** len(self.features)
+        return (jax.ShapeDtypeStruct((1, side, side, self.in_channels), jnp.float32),)
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:

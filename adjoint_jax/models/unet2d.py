@@ -179,6 +179,15 @@ class UNet2D(nn.Module):
         """Width of the time and class embeddings."""
         return 4 * self.block_out_channels[0]
 
+    @property
+    def dummy_inputs(self) -> tuple[Any, ...]:
+        """Abstract arguments of a call, as small as can be."""
+        side = 2 ** (len(self.block_out_channels) - 1)
+        labels = None if self.num_class_embeds is None else jax.ShapeDtypeStruct((1,), jnp.int32)
+        kinds = {"timestep": jax.ShapeDtypeStruct((1,), jnp.float32), "identity": jax.ShapeDtypeStruct((1, self.embedding_dim), jnp.float32)}
+        x = jax.ShapeDtypeStruct((1, side, side, self.in_channels), jnp.float32)
+        return x, jax.ShapeDtypeStruct((), jnp.float32), kinds.get(str(self.class_embed_type), labels)
+
     def _check(self, x: Array) -> None:
         multiple = 2 ** (len(self.block_out_channels) - 1)
         if x.ndim != 4 or x.shape[3] != self.in_channels or x.shape[1] % multiple or x.shape[2] % multiple:
