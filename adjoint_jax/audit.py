@@ -186,7 +186,7 @@ def compare(found: ArrayLike, exact: ArrayLike) -> tuple[float, float, float]:
         return float(np.linalg.norm(g - e) / size), float(g @ e / (size * length)), float(length / size)
 
 
-def chosen_inputs(x_T: State, args: Args, wrt: Sequence[str]) -> dict[str, Any]:
+def chosen_inputs(x_T: State | jax.ShapeDtypeStruct, args: Args, wrt: Sequence[str]) -> dict[str, Any]:
     """The float inputs that `wrt` names."""
     named = {"x_T": x_T, **_float_leaves(args)}
     chosen = {name: leaf for name, leaf in named.items() if any(name == w or name.startswith(w + "[") for w in wrt)}
@@ -206,4 +206,5 @@ def _name(path: Any) -> str:
 
 def _float_leaves(args: Args) -> dict[str, Any]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(args)
-    return {_name(path): leaf for path, leaf in leaves if eqx.is_inexact_array_like(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)}
+    numbers = {_name(path): leaf for path, leaf in leaves if eqx.is_array_like(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)}
+    return {name: leaf for name, leaf in numbers.items() if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)}

@@ -61,7 +61,7 @@ class Plan(tuple[PlanRow, ...]):
 
 def plan(
     term: DiffusionTerm,
-    x_T: State,
+    x_T: State | jax.ShapeDtypeStruct,
     args: Args = None,
     *,
     grid: ArrayLike,
@@ -80,7 +80,8 @@ def plan(
     cost), or the `AdjointDEIS` where the solver reads the network several times a step. Nothing is run, unless `tol` is given.
 
     Args:
-        term, x_T, args, grid, solver, key, noise: as in `sample`.
+        term, x_T, args, grid, solver, key, noise: as in `sample`; arrays may be their shapes, `jax.ShapeDtypeStruct`, so that a network too large for
+            this machine is planned without weights.
         budget_bytes: what the temporaries may take.
         wrt: the inputs that are differentiated, as in `audit`.
         tol: the drift that a `ReversibleAdjoint` may have. Where it is given, the sampler is run and undone at x_T to find how many segments that
@@ -90,7 +91,8 @@ def plan(
         One row for each adjoint, and `best`.
 
     Raises:
-        ValueError: as `sample`; for a budget or a tol that is not positive, a tol for a solver that is not invertible; where `wrt` names no float.
+        ValueError: as `sample`; for a budget or a tol that is not positive, a tol for a solver that is not invertible or with shapes in place of
+            arrays; where `wrt` names no float.
         NotImplementedError: on a backend that does not tell the memory of its programs.
 
         adjoint = aj.plan(term, x_T, args, grid=ts, budget_bytes=8 * 2**30).best
@@ -98,7 +100,7 @@ def plan(
     if not budget_bytes > 0:
         raise ValueError(f"budget_bytes={budget_bytes!r}: a positive number of bytes.")
     chosen = chosen_inputs(x_T, args, wrt)
-    arrays, rest = eqx.partition((term, x_T, args, key, noise), eqx.is_array)
+    arrays, rest = eqx.partition((term, x_T, args, key, noise), lambda leaf: eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct))
 
     def computation(chosen: Any, arrays: Any) -> Any:
         term, x_T, args, key, noise = eqx.combine(arrays, rest)
@@ -115,6 +117,8 @@ def plan(
     carry = eqx.filter_eval_shape(lambda *a: computation(*a).carry(), chosen, arrays)
     if tol is not None and not isinstance(whole.solver, AbstractPaired):
         raise ValueError(f"tol is the drift of an exactly invertible solver, and {type(whole.solver).__name__} is none: leave it out.")
+    if tol is not None and any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((term, x_T, args, key, noise))):
+        raise ValueError("tol runs the sampler, which shapes in place of arrays do not allow: give arrays, or leave tol out.")
     reversible = ReversibleAdjoint(tol=tol) if isinstance(whole.solver, AbstractPaired) else None
     if reversible and tol is not None:
         found = fewest_segments(term, x_T, args, grid=grid, solver=whole.solver, tol=tol, key=key, noise=noise)

@@ -107,3 +107,13 @@ def test_a_drift_that_no_segments_keep():
         problem(aj.BDIA(), ("x_T",), 8, 10**9, tol=0.0)
     with pytest.raises(ValueError, match="tol is the drift of an exactly invertible solver, and DDIM is none"):
         problem(aj.DDIM(), ("x_T",), 8, 10**9, tol=0.1)
+
+
+def test_a_network_without_weights():
+    """Shapes in place of arrays give the same plan; a tol would have to run it."""
+    plan, (term, x, args, grid) = problem(aj.BDIA(), ("x_T", "args"), 12, 10**9, dense)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (x, args))
+    options = {"grid": grid, "solver": aj.BDIA(), "budget_bytes": 10**9, "wrt": ("x_T", "args")}
+    assert str(aj.plan(term, *shapes, **options)) == str(plan)
+    with pytest.raises(ValueError, match="tol runs the sampler"):
+        aj.plan(term, *shapes, **options, tol=1e-4)
