@@ -1,6 +1,7 @@
 """The parts of the diffusion transformer, named as in the original's state dict with `.N` written `_N`."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -139,8 +140,8 @@ class Block(nn.Module):
     """(1) to (3). Returns the tokens and c."""
 
     classes: int
-    attention: dict[str, Any]
-    feed_forward: dict[str, Any]
+    attention: Mapping[str, Any]
+    feed_forward: Mapping[str, Any]
     affine: bool
     eps: float
     deterministic: bool
