@@ -157,9 +157,9 @@ def test_labels_may_be_embeddings_and_blocks_may_be_recomputed():
 def test_the_answer_of_a_loaded_network_is_the_prediction():
     network = _models.family_of(TINY).adapt(TINY)
     assert isinstance(network, FirstChannels)
-    shapes = {"params": _models.shapes(TINY), "cond": jax.ShapeDtypeStruct((2,), jnp.int32)}
+    args = {"params": shapes(TINY), "cond": jax.ShapeDtypeStruct((2,), jnp.int32)}
     x = jax.ShapeDtypeStruct((2, 8, 8, 2), jnp.float32)
-    assert jax.eval_shape(network, x, jax.ShapeDtypeStruct((), jnp.float32), shapes).shape == x.shape
+    assert jax.eval_shape(network, x, jax.ShapeDtypeStruct((), jnp.float32), args).shape == x.shape
 
 
 def test_published_size():
@@ -171,9 +171,12 @@ def test_published_size():
         assert sum(p.numel() for p in diffusers.DiTTransformer2DModel(out_channels=8).parameters()) == 749_826_464
 
 
+shapes = functools.cache(_models.shapes)
+
+
 def out(module, x=(2, 8, 8, 2), t=(), labels=((2,), jnp.int32), dtype=jnp.float32, **options):
     """The abstract answer; labels are a shape and a dtype."""
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), _models.shapes(TINY))
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes(TINY))
     labels = None if labels is None else jax.ShapeDtypeStruct(*labels)
     x, t = jax.ShapeDtypeStruct(x, dtype), jax.ShapeDtypeStruct(t, jnp.float32)
     return jax.eval_shape(lambda params, *inputs: module.apply({"params": params}, *inputs, **options), params, x, t, labels)
