@@ -187,14 +187,15 @@ def test_labels_are_numbers_or_embeddings(labels):
     assert out(TINY, labels=labels).shape == (2, 8, 8, 4)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16, jnp.float16])
 def test_keeps_the_dtype(dtype):
     with jax.numpy_dtype_promotion("standard"):  # Flax's own norms promote half precision to float32 and back
         assert out(TINY, t=(2,), dtype=dtype).dtype == dtype
 
 
-def test_dropout_is_drawn_in_training_alone():
-    noisy = TINY.clone(dropout=0.5)
+@pytest.mark.parametrize("remat", [False, True])
+def test_dropout_is_drawn_in_training_alone(remat):
+    noisy = TINY.clone(dropout=0.5, remat=remat)
     assert out(noisy).shape == (2, 8, 8, 4)
     assert out(noisy, deterministic=False, rngs={"dropout": jax.random.key(0)}).shape == (2, 8, 8, 4)
     with pytest.raises(Exception, match="dropout"):

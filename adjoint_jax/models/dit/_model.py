@@ -111,7 +111,8 @@ class DiT(nn.Module):
             "eps": self.norm_eps,
             "deterministic": deterministic,
         }
-        block, conditionings = nn.remat(Block) if self.remat else Block, []
+        block: Any = nn.remat(Block) if self.remat else Block
+        conditionings = []
         x = Patches(p, dim, self.sample_size // p, name="pos_embed")(x)
         for i in range(self.num_layers):
             x, c = block(self.num_embeds_ada_norm + 1, **options, name=f"transformer_blocks_{i}")(x, time, labels[i])

@@ -109,7 +109,7 @@ class SD3Transformer(nn.Module):
         x = Patches(p, dim, self.pos_embed_max_size, self.sample_size // p, name="pos_embed")(x)
         context = nn.Dense(dim, name="context_embedder")(context)
 
-        block = nn.remat(Block) if self.remat else Block
+        block: Any = nn.remat(Block) if self.remat else Block
         sizes = {"heads": self.num_attention_heads, "head_dim": self.attention_head_dim, "norm": self.qk_norm is not None}
         for i in range(self.num_layers):
             options = {"dual": i in self.dual_attention_layers, "last": i == self.num_layers - 1}
