@@ -1,4 +1,6 @@
 """Flax networks, one self-contained file a family. They know nothing of the sampler."""
 
 from .classifier import ConvClassifier as ConvClassifier
+from .dit import DiT as DiT
+from .sd3 import SD3Transformer as SD3Transformer
 from .unet2d import UNet2D as UNet2D

@@ -1,0 +1,3 @@
+"""DiT: a transformer over the patches of a latent, with adaptive norms."""
+
+from ._model import DiT as DiT
