@@ -1,5 +1,5 @@
 """The networks that can be loaded and saved, one file a family."""
 
-from . import classifier, unet2d
+from . import autoencoder_kl, classifier, clip_text, unet2d
 
-FAMILIES = (unet2d.FAMILY, classifier.FAMILY)
+FAMILIES = (unet2d.FAMILY, classifier.FAMILY, autoencoder_kl.FAMILY, *clip_text.FAMILIES)
