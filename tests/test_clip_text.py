@@ -251,8 +251,8 @@ def test_refuses_what_it_does_not_compute(option):
         _models.read({**PUBLISHED, **option, "architectures": ["CLIPTextModel"]}, "config.json")
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_keeps_the_dtype(dtype):
+def test_keeps_the_dtype():
+    dtype = jnp.bfloat16
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), _models.shapes(SMALL))
     with jax.numpy_dtype_promotion("standard"):  # Flax's own norms promote half precision to float32 and back
         y = jax.eval_shape(lambda p: SMALL.apply({"params": p}, jnp.asarray(IDS)), shapes)
