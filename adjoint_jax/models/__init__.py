@@ -1,6 +1,8 @@
 """Flax networks, one self-contained file a family. They know nothing of the sampler."""
 
+from .autoencoder_kl import AutoencoderKL as AutoencoderKL, decode_tiled as decode_tiled
 from .classifier import ConvClassifier as ConvClassifier
+from .clip_text import CLIPText as CLIPText
 from .dit import DiT as DiT
 from .sd3 import SD3Transformer as SD3Transformer
 from .unet2d import UNet2D as UNet2D
