@@ -20,7 +20,10 @@ class Family(NamedTuple):
         lists: names of Flax submodules `NAME_3` that torch writes `NAME.3`.
         to_fields: the entries of a configuration of any year in the words of the module's fields.
         tensors: the tensors of a file of any year, in any order, under the names, and in the shapes, that today's files have.
+        tensors_of: for a module, what `tensors` is, where it depends on the configuration.
         adapt: the module as `network(x, t, args)`, where `aj.linen` would not do.
+        process: for a module and the contents of `scheduler_config.json` ({} without that file), the process and the prediction,
+            where diffusers' schedulers do not tell them.
     """
 
     module: type[nn.Module]
@@ -30,4 +33,6 @@ class Family(NamedTuple):
     lists: tuple[str, ...] = ()
     to_fields: Callable[[dict[str, Any]], dict[str, Any]] = dict
     tensors: Callable[[Named], Named] = list
-    adapt: Callable[[nn.Module], Any] | None = None
+    tensors_of: Callable[[Any], Callable[[Named], Named]] | None = None
+    adapt: Callable[[Any], Any] | None = None
+    process: Callable[[Any, dict[str, Any]], tuple[Any, str]] | None = None
