@@ -52,7 +52,7 @@ def tensors(module: SongUNet | DhariwalUNet) -> Any:
         kept = [(name.removeprefix(prefix), tensor) for name, tensor in named]
         for name, tensor in kept:
             if name.endswith(".resample_filter") and (tensor.shape != expected.shape or not np.allclose(tensor, expected, rtol=1e-3)):
-                found = np.array2string(np.asarray(tensor, np.float32).squeeze(), precision=4, threshold=16)
+                found = np.asarray(tensor, np.float64).squeeze().round(4).tolist()
                 raise ValueError(f"{name} is {found}, not that of resample_filter={taps.tolist()}: write the taps of its training into config.json.")
         return [(name, tensor) for name, tensor in kept if not name.endswith(".resample_filter")]
 
@@ -62,9 +62,7 @@ def tensors(module: SongUNet | DhariwalUNet) -> Any:
 def process(module: SongUNet | DhariwalUNet, scheduler: dict[str, Any]) -> tuple[EDM, str]:
     """The process and the prediction of the preconditioned network."""
     if module.precond not in PREDICTED:
-        raise ValueError(
-            f"precond={module.precond!r} is not how a network is preconditioned: write one of {list(PREDICTED)} into config.json, for example {EXAMPLE}."
-        )
+        raise ValueError(f"precond={module.precond!r} is no preconditioning: write one of {list(PREDICTED)} into config.json, for example {EXAMPLE}.")
     if scheduler:
         raise ValueError("A preconditioned network has the process EDM() and no scheduler: remove scheduler_config.json, or use load_model.")
     return EDM(), PREDICTED[module.precond]
