@@ -70,8 +70,9 @@ def load(path: str | os.PathLike[str] | None = None, *, dtype: Any = jnp.float32
         raise ValueError(f"{folder} maps {ours} channels to {theirs}, not x to a prediction of its shape: use load_model and wrap the module.")
     file = scheduler_folder / _files.SCHEDULER
     scheduler = _files.read_json(file) if file.exists() else {}
-    process, prediction = _betas.process_from_config(scheduler)
-    adapt = _models.family_of(module).adapt or linen
+    family = _models.family_of(module)
+    process, prediction = family.process(module, scheduler) if family.process else _betas.process_from_config(scheduler)
+    adapt = family.adapt or linen
     network, unit = adapt(module), _betas.time_unit(scheduler)
     return Checkpoint(network if unit == 1 else _betas.ScaledTime(network, unit), params, process, prediction)
 

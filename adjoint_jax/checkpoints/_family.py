@@ -22,7 +22,10 @@ class Family(NamedTuple):
         tensors: the tensors of a file of any year, in any order, under the names, and in the shapes, that today's files have.
         implied: fields that the class's name alone decides, and no entry; a module belongs to the first family whose values it has.
         written: entries that name the class to the original, where `_class_name` is not its word.
+        tensors_of: for a module, what `tensors` is, where it depends on the configuration.
         adapt: the module as `network(x, t, args)`, where `aj.linen` would not do.
+        process: for a module and the contents of `scheduler_config.json` ({} without that file), the process and the prediction,
+            where diffusers' schedulers do not tell them.
     """
 
     module: type[nn.Module]
@@ -34,4 +37,6 @@ class Family(NamedTuple):
     tensors: Callable[[Named], Named] = list
     implied: Mapping[str, Any] = {}
     written: Mapping[str, Any] = {}
-    adapt: Callable[[nn.Module], Any] | None = None
+    tensors_of: Callable[[Any], Callable[[Named], Named]] | None = None
+    adapt: Callable[[Any], Any] | None = None
+    process: Callable[[Any, dict[str, Any]], tuple[Any, str]] | None = None

@@ -21,7 +21,7 @@ def family_of(module: nn.Module) -> Family:
     """The family of a module."""
     for family in FAMILIES:
         if type(module) is family.module and all(getattr(module, field) == value for field, value in family.implied.items()):
-            return family
+            return family._replace(tensors=family.tensors_of(module)) if family.tensors_of else family
     raise ValueError(f"A {type(module).__name__} cannot be saved: known are {', '.join(family.module.__name__ for family in FAMILIES)}.")
 
 

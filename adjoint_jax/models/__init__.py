@@ -4,5 +4,6 @@ from .autoencoder_kl import AutoencoderKL as AutoencoderKL, decode_tiled as deco
 from .classifier import ConvClassifier as ConvClassifier
 from .clip_text import CLIPText as CLIPText
 from .dit import DiT as DiT
+from .edm import DhariwalUNet as DhariwalUNet, SongUNet as SongUNet
 from .sd3 import SD3Transformer as SD3Transformer
 from .unet2d import UNet2D as UNet2D

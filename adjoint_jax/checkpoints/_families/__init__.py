@@ -1,5 +1,14 @@
 """The networks that can be loaded and saved, one file a family."""
 
-from . import autoencoder_kl, classifier, clip_text, dit, sd3, unet2d
+from . import autoencoder_kl, classifier, clip_text, dit, edm, sd3, unet2d
 
-FAMILIES = (unet2d.FAMILY, classifier.FAMILY, autoencoder_kl.FAMILY, *clip_text.FAMILIES, dit.FAMILY, dit.OLD, sd3.FAMILY)
+FAMILIES = (
+    unet2d.FAMILY,
+    classifier.FAMILY,
+    autoencoder_kl.FAMILY,
+    *clip_text.FAMILIES,
+    dit.FAMILY,
+    dit.OLD,
+    sd3.FAMILY,
+    *edm.FAMILIES,
+)
