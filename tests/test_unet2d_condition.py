@@ -1,5 +1,6 @@
 """UNet2DCondition gives what diffusers' UNet2DConditionModel gives, its blocks and gradients too, over a table that has every option."""
 
+import json
 import re
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 import parity
 import pytest
 
-from adjoint_jax.checkpoints import load_model
+from adjoint_jax.checkpoints import _models, _rules, load, load_model, save
+from adjoint_jax.checkpoints._families import unet2d_condition
+from adjoint_jax.models import UNet2DCondition
 from adjoint_jax.models.unet2d_condition._layers import AddedAttention, Resize, ResnetBlock, Transformer
 from adjoint_jax.models.unet2d_condition._stages import Stage
 
