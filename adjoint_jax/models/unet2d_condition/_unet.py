@@ -5,7 +5,7 @@ so that a checkpoint converts by a rule table alone.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -173,7 +173,7 @@ class UNet2DCondition(nn.Module):
         text, bias = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
         text = None if text is None else text.astype(dtype)
         if self.hid_type is not None and text is not None:
-            text = nn.Dense(self.cross_attention_dim, name="encoder_hid_proj")(text)
+            text = nn.Dense(cast(int, self.cross_attention_dim), name="encoder_hid_proj")(text)
         wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
         bias = None if bias is None else (bias.astype(wide) - 1) * 1e4  # the original's number
 
