@@ -7,3 +7,4 @@ from .dit import DiT as DiT
 from .edm import DhariwalUNet as DhariwalUNet, SongUNet as SongUNet
 from .sd3 import SD3Transformer as SD3Transformer
 from .unet2d import UNet2D as UNet2D
+from .unet2d_condition import UNet2DCondition as UNet2DCondition

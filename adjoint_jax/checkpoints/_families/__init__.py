@@ -1,6 +1,6 @@
 """The networks that can be loaded and saved, one file a family."""
 
-from . import autoencoder_kl, classifier, clip_text, dit, edm, sd3, unet2d
+from . import autoencoder_kl, classifier, clip_text, dit, edm, sd3, unet2d, unet2d_condition
 
 FAMILIES = (
     unet2d.FAMILY,
@@ -11,4 +11,5 @@ FAMILIES = (
     dit.OLD,
     sd3.FAMILY,
     *edm.FAMILIES,
+    unet2d_condition.FAMILY,
 )
