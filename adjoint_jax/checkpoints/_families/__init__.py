@@ -1,5 +1,5 @@
 """The networks that can be loaded and saved, one file a family."""
 
-from . import adm, classifier, unet2d
+from . import adm, classifier, diffae, unet2d
 
-FAMILIES = (unet2d.FAMILY, classifier.FAMILY, adm.UNET, adm.CLASSIFIER)
+FAMILIES = (unet2d.FAMILY, classifier.FAMILY, adm.UNET, adm.CLASSIFIER, diffae.FAMILY)

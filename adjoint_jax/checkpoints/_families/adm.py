@@ -1,4 +1,4 @@
-"""Files of guided-diffusion's networks. It wrote no configuration: ours holds the arguments of its constructors under the class names given here."""
+"""Files of guided-diffusion's networks. A configuration holds the arguments of its constructors under the class names given here."""
 
 from typing import Any
 
