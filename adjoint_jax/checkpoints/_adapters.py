@@ -1,4 +1,4 @@
-"""Modules as networks `network(x, t, args)`, where `aj.linen` alone would not do."""
+"""Networks whose answer is not yet a prediction in the shape of x."""
 
 from typing import Any
 

@@ -16,7 +16,7 @@ class _Adapter(eqx.Module):
     module: Any = eqx.field(static=True)
     call: Callable = eqx.field(static=True)
 
-    def __call__(self, x: State, t: Any, args: Args) -> State:
+    def __call__(self, x: State, t: Any, args: Args) -> Any:  # not always of the shape of x: a learned variance may come after the prediction
         if not isinstance(args, dict) or "params" not in args:
             raise ValueError("An adapted module reads its weights from args['params']: give args = {'params': params, ...}.")
         inputs = (x, t, args["cond"]) if "cond" in args else (x, t)

@@ -5,6 +5,8 @@ from typing import Any
 import flax.linen as nn
 
 from ...models import ADM, ADMClassifier
+from ...networks import linen
+from .._adapters import FirstChannels
 from .._family import Family
 
 FIXED: dict[str, tuple[Any, ...]] = {"dims": (2,)}
@@ -14,9 +16,6 @@ LISTS = ("time_embed", "input_blocks", "output_blocks", "in_layers", "emb_layers
 
 def adapt(module: nn.Module) -> Any:
     """The noise alone, where a learned variance comes after it."""
-    from ...networks import linen
-    from .._adapters import FirstChannels
-
     assert isinstance(module, ADM)
     if module.out_channels not in (module.in_channels, 2 * module.in_channels):
         raise ValueError(
