@@ -21,7 +21,10 @@ def norm(name: str) -> nn.GroupNorm:
 
 def resize(x: Float[Array, "b h w c"], way: str) -> Float[Array, "b h2 w2 c"]:
     """The mean over 2 x 2 pixels ("down"), or nearest neighbour by two ("up")."""
-    return nn.avg_pool(x, (2, 2), (2, 2)) if way == "down" else jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    if way == "up":
+        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    b, height, width, c = x.shape
+    return jnp.mean(x.reshape(b, height // 2, 2, width // 2, 2, c), axis=(2, 4))
 
 
 def attend(qkv: Float[Array, "b n width"], heads: int, new_order: bool) -> Float[Array, "b n c"]:
