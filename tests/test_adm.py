@@ -150,7 +150,7 @@ def test_blocks(new_order):
 
 
 TINY = ADM(**{key: tuple(value) if isinstance(value, list) else value for key, value in BASE.items()})
-SMALL = TINY.clone(num_classes=3, channel_mult=(1,))
+SMALL = TINY.clone(num_classes=3, channel_mult=(1,), use_scale_shift_norm=True)  # one channel a group: a shift alone would do nothing
 CLASSIFIER = ADMClassifier(image_size=8, model_channels=32, num_res_blocks=1, channel_mult=(1, 1), num_head_channels=16, pool="attention")
 
 

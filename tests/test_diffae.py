@@ -31,7 +31,7 @@ BASE = {
     "embed_channels": 24,
     "enc_num_res_block": 1,
     "enc_out_channels": 24,
-    "enc_channel_mult": [1, 2, 2],
+    "enc_channel_mult": [1, 1, 1],
     "resnet_two_cond": True,
     "enc_pool": "adaptivenonzero",
 }
@@ -39,7 +39,7 @@ CASES = {
     "published": {},
     "lopsided": {
         "num_input_res_blocks": 1,
-        "num_res_blocks": 3,
+        "num_res_blocks": 2,
         "input_channel_mult": [2, 3],
         "resblock_updown": False,
         "conv_resample": False,
@@ -48,9 +48,8 @@ CASES = {
     },
     "rest": {
         "num_input_res_blocks": 2,
-        "resblock_updown": False,
         "num_head_channels": 8,
-        "channel_mult": [1, 1],
+        "channel_mult": [1],
         "enc_channel_mult": None,
         "enc_attn_resolutions": [8],
         "resnet_cond_channels": 12,
