@@ -224,7 +224,7 @@ ERRORS = {
 }
 CONFIGURATIONS = {
     "groups": ({"model_channels": 48}, "48 channels do not split into 32 groups"),
-    "heads": ({"num_heads": 3}, "num_heads=3 does not divide the 64 channels"),
+    "heads": ({"num_heads": 3}, "num_heads=3 does not divide the 32 channels"),
     "levels": ({"input_channel_mult": [1]}, "give input_channel_mult as many"),
     "image size": ({"image_size": 9}, "halves as often"),
     "latent": ({"latent_net_conf": {"num_layers": 10}}, "latent_net_conf"),
