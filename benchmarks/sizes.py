@@ -4,8 +4,9 @@
     python benchmarks/sizes.py --networks sd15 --steps 20       one
     python benchmarks/sizes.py --dtype bfloat16 --remat
 
-Each row of a plan is the temporaries of the gradient in (x_T, conditions) of a sample of one image, beside the weights, by the programs of the backend it runs on. `--remat` recomputes each block in
-the backward pass. A CPU has no fused attention: it holds the matrix of every attention, tokens x tokens x heads, which a GPU's does not.
+Each row of a plan is the temporaries of the gradient in (x_T, condition) of a sample of one image, beside the weights, by the programs of the
+backend it runs on. `--remat` recomputes each block in the backward pass. A CPU has no fused attention: it holds the matrix of an attention, heads
+x tokens x tokens, which a GPU does not.
 """
 
 import time
@@ -97,7 +98,8 @@ def main(config: Config) -> None:
         for side in sides:
             began, x = time.time(), jax.ShapeDtypeStruct((1, side, side, module.in_channels), jnp.float32)
             plan = aj.plan(term, x, args, grid=grid, budget_bytes=int(config.gib * 2**30), wrt=wrt)
-            print(f"\n{name}, x {x.shape}, {count} parameters ({count * dtype.itemsize / 2**30:.2f} GiB), {time.time() - began:.0f} s\n\n{plan}", flush=True)
+            weights, seconds = f"{count} parameters ({count * dtype.itemsize / 2**30:.2f} GiB)", time.time() - began
+            print(f"\n{name}, x {x.shape}, {weights}, planned in {seconds:.0f} s\n\n{plan}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The networks that can be loaded and saved, one file a family."""
 
-from . import autoencoder_kl, classifier, clip_text, dit, edm, sd3, unet2d, unet2d_condition
+from . import adm, autoencoder_kl, classifier, clip_text, diffae, dit, edm, sd3, unet2d, unet2d_condition
 
 FAMILIES = (
     unet2d.FAMILY,
@@ -12,4 +12,7 @@ FAMILIES = (
     sd3.FAMILY,
     *edm.FAMILIES,
     unet2d_condition.FAMILY,
+    adm.UNET,
+    adm.CLASSIFIER,
+    diffae.FAMILY,
 )
