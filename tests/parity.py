@@ -15,7 +15,9 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 def original(name):
     """A module of the extra `parity`, or a skip."""
-    return pytest.importorskip(name, reason=f"{name} is not installed: pip install 'adjoint-jax[parity]'")
+    module = pytest.importorskip(name, reason=f"{name} is not installed: pip install 'adjoint-jax[parity]'")
+    pytest.importorskip("torch").set_num_threads(1)  # more would wait for each other longer than these networks run
+    return module
 
 
 def weight(name, shape):

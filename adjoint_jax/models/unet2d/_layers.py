@@ -54,11 +54,11 @@ class TimeProjection(nn.Module):
             angles = 2 * math.pi * jnp.log(t)[:, None] * w[None]
             return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
         table = self.param("embedding", nn.initializers.normal(1.0), (self.entries, self.dim)).astype(t.dtype)
-        lower = jnp.floor(t)
-        part = (t - lower)[:, None]
-        index = lower.astype(jnp.int32)
+        lower, last = jnp.floor(t), self.entries - 1
+        part, index = (t - lower)[:, None], lower.astype(jnp.int32)
+        upper = jnp.where(t > last, self.entries, jnp.minimum(index + 1, last))
         row = lambda i: table.at[i].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)  # noqa: E731
-        return (1 - part) * row(index) + part * row(jnp.minimum(index + 1, self.entries - 1))
+        return (1 - part) * row(index) + part * row(upper)
 
 
 class TimestepEmbedding(nn.Module):

@@ -42,7 +42,7 @@ class UNet2D(nn.Module):
 
     Returns the prediction, `[B, H, W, out_channels]`.
     Raises ValueError for a shape, block type, embedding type, option or label that does not fit.
-    Reference: Ho et al., Denoising diffusion probabilistic models (2020), appendix B; Dhariwal and Nichol, Diffusion models beat GANs (2021), section 3;
+    Reference: Ho et al., Denoising diffusion probabilistic models (2020), appendix B; Dhariwal and Nichol, Diffusion models beat GANs (2021);
         Song et al., Score-based generative modeling through SDEs (2021), for NCSN++; names and options of diffusers' `UNet2DModel`.
     """
 
@@ -115,12 +115,14 @@ class UNet2D(nn.Module):
             raise ValueError(f"Skip blocks come before all others going down and after them going up, unlike in {kinds}: reorder them.")
         if any([*down, *up]) and (self.in_channels, self.out_channels) != (3, 3):
             raise ValueError(
-                f"Skip blocks carry an image of 3 channels: in_channels={self.in_channels}, out_channels={self.out_channels} must both be 3."
+                f"Skip blocks carry an image of 3 channels, not in_channels={self.in_channels}, out_channels={self.out_channels}: give 3."
             )
-        plain = [width for width, skip in zip([*self.block_out_channels, *self.block_out_channels[::-1]], [*down, *up], strict=True) if not skip]
+        levels = zip([*self.block_out_channels, *self.block_out_channels[::-1]], [*down, *up], strict=True)
+        plain = [width for width, skip in levels if not skip]
         if self.norm_num_groups is None and plain:
             raise ValueError("norm_num_groups=None is for networks of skip blocks alone: give a number of groups.")
-        if self.norm_num_groups is not None and (odd := [width for width in plain if width % self.norm_num_groups]):
+        widths = {*plain, self.block_out_channels[0], self.block_out_channels[-1]}
+        if odd := sorted(width for width in widths if width % (self.norm_num_groups or 1)):
             raise ValueError(f"norm_num_groups={self.norm_num_groups} does not divide the widths {odd} of block_out_channels: choose a divisor.")
 
     def _class_embedding(self, labels: Any, time: Array, projection: TimeProjection) -> Array:
