@@ -263,7 +263,7 @@ OPTIONS = {
     "act_fn": "tanh",
     "time_embedding_type": "sinusoidal",
     "downsample_type": "pool",
-    "upsample_type": None,
+    "upsample_type": "nearest",
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "resnet_time_scale_shift": "ada_group",
     "encoder_hid_dim": 4,

@@ -30,15 +30,15 @@ CASES = {  # an epsilon of 0.1 is so large that a norm with another one shows
     "resnet": {"down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "ResnetUpsampleBlock2D"]}
     | {"upsample_type": "resnet", "act_fn": "mish", "time_embedding_dim": 12, "class_embed_type": "identity"},
     "learned": {"time_embedding_type": "learned", "num_train_timesteps": 10, "act_fn": "relu", "class_embed_type": "timestep"}
-    | {"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]},
-    "no middle": {"mid_block_type": None, "act_fn": "gelu", "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1},
+    | {"down_block_types": ["AttnDownBlock2D", "DownBlock2D"], "downsample_padding": 0},
     "bare middle": {"add_attention": False, "act_fn": "swish", "mid_block_scale_factor": 1.5, "center_input_sample": True}
     | {"time_embedding_type": "fourier", "class_embed_type": "timestep"},
     "ncsnpp": SCALE_SHIFT  # the middle level's group norms are those that the original counts in its own way
     | {"block_out_channels": [32, 32, 16], "norm_num_groups": None, "mid_block_scale_factor": math.sqrt(2.0), "norm_eps": 0.1, "act_fn": "gelu"}
     | {"down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"], "attention_head_dim": None}
     | {"up_block_types": ["SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"], "time_embedding_type": "fourier", "center_input_sample": True},
-    "skip and plain": {"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"], "up_block_types": ["UpBlock2D", "SkipUpBlock2D"]},
+    "skip and plain": {"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"], "up_block_types": ["UpBlock2D", "SkipUpBlock2D"]}
+    | {"mid_block_type": None, "flip_sin_to_cos": False, "freq_shift": 1},
 }
 REMAT = ("consistency", "skip and plain")
 
