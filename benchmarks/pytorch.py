@@ -66,14 +66,14 @@ class Pair(NamedTuple):
 
 
 def cifar(config: Config, device: str) -> Pair:
-    from diffusers import UNet2DModel  # pyright: ignore[reportMissingImports]
+    from diffusers import UNet2DModel  # pyright: ignore
 
     torch.manual_seed(0)
-    model = UNet2DModel(**{key: value for key, value in CIFAR.items() if key != "_class_name"}).eval().requires_grad_(False)
+    model: Any = UNet2DModel(**{key: value for key, value in CIFAR.items() if key != "_class_name"}).eval().requires_grad_(False)
     module, shapes = _models.read(CIFAR, "ddpm-cifar10-32")
     named = [(name, tensor.numpy()) for name, tensor in model.state_dict().items()]
     params = _rules.to_flax(_models.family_of(module), shapes, named, "diffusers", jnp.float32)
-    model, t = model.to(device), torch.tensor(500.0, device=device)
+    model, t = model.to(device=device), torch.tensor(500.0, device=device)
     return Pair(lambda params, x: module.apply({"params": params}, x, jnp.float32(500.0)), params, lambda x: model(x, t).sample, 32)
 
 

@@ -141,6 +141,11 @@ def test_a_learned_time_is_linear_between_rows():
     assert np.isnan(y[3:]).all()
 
 
+def test_frequencies_that_the_first_releases_wrote_twice():
+    family, w = _models.family_of(UNet2D()), draws(4)
+    assert family.tensors([("time_proj.W", w), ("time_proj.weight", w)]) == [("time_proj.weight", w)]
+
+
 DDPM = {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "norm_eps": 1e-6, "attention_head_dim": None}
 DDPM_256 = DDPM | {
     "block_out_channels": [128, 128, 256, 256, 512, 512],

@@ -148,7 +148,7 @@ class UNet2D(nn.Module):
         attend = {"head_dim": self.attention_head_dim, "groups": attention_groups, "eps": self.norm_eps, "output_scale": scale}
         return {"resnet": resnet, "attention": attend if attention else None, "remat": self.remat}
 
-    def _stage(self, kind: str, features: int, way: str, level: int) -> Stage | SkipDownStage | SkipUpStage:
+    def _stage(self, kind: str, features: int, way: str, level: int) -> Any:
         skip, attention, up = "Skip" in kind, "Attn" in kind, way == "up"
         groups = 32 if skip or self.norm_num_groups is None else self.norm_num_groups  # of a skip block: its attention's alone
         common = self._parts(features, attention, groups, groups, math.sqrt(2.0) if skip else 1.0)
