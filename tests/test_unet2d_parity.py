@@ -192,7 +192,8 @@ PUBLIC = {
     ),
     "CompVis/ldm-celebahq-256": ({"attention_head_dim": 32}, 274_056_163),
 }
-"""The configurations of public checkpoints and their numbers of parameters: the first two published, the others counted in the original."""
+"""Configurations in the manner of public checkpoints (their files were not at hand, but for copies of cifar10-32's and cat-256's), and numbers of
+parameters: the first two are the published ones, the others are those of the original built from the same configuration."""
 
 
 @pytest.mark.parametrize("name", PUBLIC)
