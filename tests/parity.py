@@ -3,7 +3,6 @@
 The originals are those of the extra `parity` (torch, diffusers, transformers). Without it a test that asks for them is skipped with the reason.
 """
 
-import sys
 import zlib
 
 import jax
@@ -17,8 +16,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 def original(name):
     """A module of the extra `parity`, or a skip."""
     module = pytest.importorskip(name, reason=f"{name} is not installed: pip install 'adjoint-jax[parity]'")
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)  # idle threads spin, and these networks are tiny
+    pytest.importorskip("torch").set_num_threads(1)  # more would wait for each other longer than these networks run
     return module
 
 

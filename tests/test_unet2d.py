@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from adjoint_jax.checkpoints import load_model
 from adjoint_jax.models import UNet2D
-from adjoint_jax.models.unet2d import _norm, timestep_embedding
+from adjoint_jax.models.unet2d._layers import _norm, timestep_embedding
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SPEC = importlib.util.spec_from_file_location("make_unet2d", FIXTURES / "make_unet2d.py")

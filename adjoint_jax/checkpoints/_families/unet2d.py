@@ -3,32 +3,27 @@
 from typing import Any
 
 from ...models import UNet2D
-from .._family import Family
+from .._family import Family, Named
 from .._names import attention_names
-
-FIXED: dict[str, tuple[Any, ...]] = {
-    "act_fn": ("silu", "swish"),
-    "time_embedding_type": ("positional",),
-    "downsample_type": ("conv",),
-    "upsample_type": ("conv",),
-    "mid_block_type": ("UNetMidBlock2D",),
-}
 
 
 def to_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """The first releases called the blocks UNetResDownBlock2D and so on; the time embedding's width is 4 C_0 unless it is learned."""
+    """The first releases called the blocks UNetResDownBlock2D and so on."""
     kinds = {key: [kind.removeprefix("UNetRes") for kind in config[key]] for key in ("down_block_types", "up_block_types") if key in config}
-    derived = {"time_embedding_dim": (None, 4 * config["block_out_channels"][0])} if "block_out_channels" in config else {}
-    same = [key for key, values in derived.items() if config.get(key) in values]
-    return {key: value for key, value in (config | kinds).items() if key not in same}
+    return config | kinds
+
+
+def tensors(named: Named) -> Named:
+    """The first releases wrote the frequencies of a Fourier embedding of time twice."""
+    names = {name for name, _ in named}
+    return attention_names([pair for pair in named if pair[0] != "time_proj.W" or "time_proj.weight" not in names])
 
 
 FAMILY = Family(
     UNet2D,
     "UNet2DModel",
-    fixed=FIXED,
-    ignored=("sample_size", "num_train_timesteps"),  # the latter sizes the learned time embedding alone
+    ignored=("sample_size",),
     lists=("down_blocks", "up_blocks", "resnets", "attentions", "downsamplers", "upsamplers", "to_out"),
     to_fields=to_fields,
-    tensors=attention_names,
+    tensors=tensors,
 )
