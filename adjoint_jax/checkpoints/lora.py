@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from .._types import Args, Network, State
 from ..networks._wrapping import as_pytree
-from . import _files, _lora_files, _lora_names
+from . import _files, _lora_files, _lora_names, _tensors
 
 __all__ = ["Factors", "LoRA", "init_lora", "load_lora", "merge", "save_lora", "with_lora"]
 
@@ -144,14 +144,14 @@ def load_lora(
     file = _lora_files.find(Path(path))
     config = _lora_files.config(file)
     tables = {part: _lora_files.layers(module) for part, module in modules.items()}
-    found, problems = _lora_files.gather(_files.read_tensors(file), tables, drop)
+    found, problems = _lora_files.gather(_tensors.read(file), tables, drop)
     result: dict[str, LoRA] = {part: {} for part in modules}
     for (part, layer), halves in found.items():
         place, kernel = tables[part].kernels[layer]
         own = {key.removeprefix(f"{part}."): value for key, value in config.items() if key.startswith(f"{part}.") or "." not in key}
         factors = _lora_files.factors(f"{part}.{layer}", halves, kernel.shape, _lora_names.setting(own, layer), problems)
         if factors is not None:
-            result[part][place] = Factors(*(jnp.asarray(array).astype(dtype) for array in factors))
+            result[part][place] = Factors(*(jnp.array(array).astype(dtype) for array in factors))
     problems += _lora_files.foreign(config)
     if problems:
         raise ValueError(f"The LoRA {file} does not fit: {_lora_files.listed(problems)}; check that it was made for these networks.")
