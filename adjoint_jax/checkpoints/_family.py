@@ -20,6 +20,8 @@ class Family(NamedTuple):
         lists: names of Flax submodules `NAME_3` that torch writes `NAME.3`.
         to_fields: the entries of a configuration of any year in the words of the module's fields.
         tensors: the tensors of a file of any year, in any order, under the names, and in the shapes, that today's files have.
+        implied: fields that the class's name alone decides, and no entry; a module belongs to the first family whose values it has.
+        written: entries that name the class to the original, where `_class_name` is not its word.
         adapt: the module as `network(x, t, args)`, where `aj.linen` would not do.
         process: the process and the prediction of a module whose folder has no `scheduler_config.json`, where DDPM's would not do.
     """
@@ -31,5 +33,7 @@ class Family(NamedTuple):
     lists: tuple[str, ...] = ()
     to_fields: Callable[[dict[str, Any]], dict[str, Any]] = dict
     tensors: Callable[[Named], Named] = list
+    implied: Mapping[str, Any] = {}
+    written: Mapping[str, Any] = {}
     adapt: Callable[[nn.Module], Any] | None = None
     process: Callable[[nn.Module], tuple[Any, str]] | None = None

@@ -14,14 +14,14 @@ from ._family import Family
 OURS = ("parent", "name", "remat")  # fields of a module that no configuration has
 
 
-def _fields(module: type[nn.Module] | nn.Module) -> list[str]:
-    return [field.name for field in dataclasses.fields(module) if field.init and field.name not in OURS]
+def _fields(family: Family) -> list[str]:
+    return [field.name for field in dataclasses.fields(family.module) if field.init and field.name not in (*OURS, *family.implied)]
 
 
 def family_of(module: nn.Module) -> Family:
     """The family of a module."""
     for family in FAMILIES:
-        if type(module) is family.module:
+        if type(module) is family.module and all(getattr(module, field) == value for field, value in family.implied.items()):
             return family
     raise ValueError(f"A {type(module).__name__} cannot be saved: known are {', '.join(family.module.__name__ for family in FAMILIES)}.")
 
@@ -49,7 +49,7 @@ def _family_named(config: Mapping[str, Any], source: str) -> Family:
 
 def _refused(config: Mapping[str, Any], family: Family) -> list[str]:
     """Each entry of a configuration that changes the arithmetic and is not implemented."""
-    known = {*_fields(family.module), *family.fixed, *family.ignored}
+    known = {*_fields(family), *family.fixed, *family.ignored}
     refused = [f"{key}={config[key]!r} (only {values[0]!r})" for key, values in family.fixed.items() if key in config and config[key] not in values]
     return refused + [f"{key}={value!r} (unknown)" for key, value in config.items() if key not in known and not key.startswith("_")]
 
@@ -66,8 +66,8 @@ def _build(config: Mapping[str, Any], source: str) -> nn.Module:
         name = family.module.__name__
         raise ValueError(f"{source} has options that {name} does not compute: {', '.join(refused)}; drop those that mean nothing.")
     _values.check(family.module, given, source)
-    own = set(_fields(family.module))
-    return family.module(**{key: _frozen(value) for key, value in given.items() if key in own})
+    own = set(_fields(family))
+    return family.module(**{key: _frozen(value) for key, value in given.items() if key in own}, **family.implied)
 
 
 def read(config: Mapping[str, Any], source: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -78,7 +78,8 @@ def read(config: Mapping[str, Any], source: str) -> tuple[nn.Module, dict[str, A
 
 def describe(module: nn.Module) -> dict[str, Any]:
     """The configuration of a module: its fields, and its class in the words of its family."""
-    return {"_class_name": family_of(module).class_name, **{field: getattr(module, field) for field in _fields(module)}}
+    family = family_of(module)
+    return {**(family.written or {"_class_name": family.class_name}), **{field: getattr(module, field) for field in _fields(family)}}
 
 
 def shapes(module: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""Files of transformers' `CLIPTextModel`, `CLIPTextModelWithProjection`, and the text half of its `CLIPModel`."""
+
+import re
+from typing import Any
+
+from ...models import CLIPText
+from .._family import Family, Named
+
+# What transformers writes into every configuration and what its tokenizer or trainer alone reads.
+IGNORED = (
+    "add_cross_attention", "attention_mask", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
+    "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label",
+    "initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "length_penalty", "max_length", "min_length",
+    "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions", "output_hidden_states",
+    "output_scores", "pad_token_id", "prefix", "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict",
+    "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p", "use_bfloat16",
+    "use_cache",
+)  # fmt: skip
+FIXED: dict[str, tuple[Any, ...]] = {"attention_dropout": (0.0, None), "dropout": (0.0, None)}
+# Of a whole CLIP: the half that sees, and the temperature of its loss; and position numbers, which old files write down.
+OTHER = re.compile(r"^(vision_model\..*|visual_projection\.weight|logit_scale|text_model\.embeddings\.position_ids)$")
+BARE = re.compile(r"^(?=(embeddings|encoder|final_layer_norm)\.)")
+
+
+def to_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The text half of a whole CLIP's configuration, whose own `projection_dim` counts, and `text_config_dict` where it is."""
+    if "text_config" not in config and "text_config_dict" not in config:
+        return config
+    text = config.get("text_config_dict") or config.get("text_config") or {}
+    return {key: value for key, value in text.items() if key != "architectures"} | {"projection_dim": config.get("projection_dim", 512)}
+
+
+def tensors(named: Named) -> Named:
+    """The names that transformers 4 writes, and 5 reads; transformers 5 leaves `text_model.` out where there is no projection."""
+    named = [(BARE.sub("text_model.", name), tensor) for name, tensor in named]
+    return [(name, tensor) for name, tensor in named if not OTHER.match(name)]
+
+
+def _family(class_name: str, with_projection: bool) -> Family:
+    return Family(
+        CLIPText,
+        class_name,
+        fixed=FIXED,
+        ignored=IGNORED,
+        lists=("layers",),
+        to_fields=to_fields,
+        tensors=tensors,
+        implied={"with_projection": with_projection},
+        written={"architectures": [class_name], "model_type": "clip_text_model"},
+    )
+
+
+FAMILIES = (_family("CLIPTextModel", False), _family("CLIPTextModelWithProjection", True), _family("CLIPModel", True))  # the last is not written
