@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def _clip(folder: Path, settings: Mapping[str, Any]) -> Any:
     found.add_tokens([_added(token, _content(token) in names.values() or None) for _, token in listed])
     rest = [settings.get(key) or default for key, default in NAMED.items()]
     found.add_tokens([_added(token, True) for token in rest if _content(token) not in {_content(each) for _, each in listed}])
-    ends = ((names[key], found.token_to_id(names[key])) for key in ("eos_token", "bos_token"))
+    ends = ((names[key], cast(int, found.token_to_id(names[key]))) for key in ("eos_token", "bos_token"))
     found.post_processor = processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
     return found
 

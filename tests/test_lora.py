@@ -16,7 +16,7 @@ import safetensors.numpy
 import adjoint_jax as aj
 from adjoint_jax.checkpoints import _lora_names, _models, _rules
 from adjoint_jax.checkpoints.lora import Factors, init_lora, load_lora, merge, save_lora, with_lora
-from adjoint_jax.models import UNet2D, UNet2DCondition
+from adjoint_jax.models import CLIPText, UNet2D, UNet2DCondition
 
 OPTIONS = {
     "in_channels": 1,
@@ -340,6 +340,46 @@ def test_text_conditional_unet_both_ways(tmp_path, conditional, naming):
         worst = max(parity.relative(ours[name], theirs[name]) for name in ours)
         print(naming, path.name, worst)
         assert worst < 1e-5
+
+
+TEXT = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
+
+
+@pytest.mark.parametrize("naming", ["kohya", "of 2023", "linear layers"])
+def test_text_encoder_both_ways(tmp_path, naming):
+    """The text encoder's half of a file, with transformers' names of any version: what diffusers loads, from the file and from the one we write."""
+    transformers, _ = parity.original("transformers"), parity.original("peft")
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    names = {f"layers.0.self_attn.{name}_proj": (8, 8) for name in ("q", "k", "v", "out")} | {
+        "layers.0.mlp.fc1": (12, 8),
+        "layers.0.mlp.fc2": (8, 12),
+    }
+    made, tensors = pairs(names, True), {}
+    for name, (down, up, alpha) in made.items():
+        full = f"text_model.encoder.{name}"
+        if naming == "kohya":
+            key = f"lora_te_{full.replace('.', '_')}"
+            tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha}
+        else:
+            old = re.sub(r"\.(q|k|v|out)_proj$", r".to_\1_lora", full) if naming == "of 2023" else f"{full}.lora_linear_layer"
+            old = old if old != full else f"{full}.lora_linear_layer"
+            tensors |= {f"text_encoder.{old}.down.weight": down, f"text_encoder.{old}.up.weight": up}
+    file = write(tmp_path / "x.safetensors", tensors)
+    modules = {"text_encoder": CLIPText(**TEXT)}
+    lora = load_lora(file, modules)
+    save_lora(tmp_path / "ours.safetensors", lora, modules)
+    assert len(lora["text_encoder"]) == len(names)
+    for path in (file, tmp_path / "ours.safetensors"):
+        encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig(**TEXT))
+        state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(str(path))
+        StableDiffusionLoraLoaderMixin.load_lora_into_text_encoder(state, network_alphas=alphas, text_encoder=encoder)
+        theirs = deltas(encoder)
+        assert len(theirs) == len(names)
+        for name, delta in theirs.items():
+            factors = lora["text_encoder"][f"text_model/{name.replace('layers.0', 'layers_0').replace('.', '/')}/kernel"]
+            down, up, scale = map(np.asarray, factors)
+            assert parity.relative((scale * down @ up).T, delta) < 1e-6, name
 
 
 GOOD = {"unet." + Q + ".lora_A.weight": halves(Q, 2)[0], "unet." + Q + ".lora_B.weight": halves(Q, 2)[1]}

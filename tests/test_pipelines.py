@@ -12,6 +12,7 @@ import adjoint_jax as aj
 from adjoint_jax import pipelines
 from adjoint_jax.checkpoints import load_pipeline
 from adjoint_jax.checkpoints.lora import init_lora, merge, with_lora
+from adjoint_jax.models import AutoencoderKL, CLIPText, UNet2DCondition
 
 PROMPT, NEGATIVE = "An owl's 12 low-lit  nests, naïve!", "blurry"
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -87,22 +88,22 @@ def write_pipeline(folder, kind):
     large = kind == "sdxl"
     vocabulary = write_tokenizer(folder / "tokenizers" / "one", "!" if kind == "sd2" else END)
     write_tokenizer(folder / "tokenizers" / "two", "!")
-    text = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 16}
+    text = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
     text |= {"vocab_size": vocabulary, "eos_token_id": vocabulary - 1, "bos_token_id": vocabulary - 2, "projection_dim": 12}
     unet = {
         "sample_size": 8,
-        "block_out_channels": (8, 16),
+        "block_out_channels": (8,),
         "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
         "norm_num_groups": 4,
         "cross_attention_dim": 16 if large else 8,
-        "attention_head_dim": 2 if kind == "sd1" else (1, 2),
+        "attention_head_dim": 2 if kind == "sd1" else (2,),
         "use_linear_projection": kind != "sd1",
     }
     if large:
         unet |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 36}
-    levels = {"block_out_channels": (4, 8), "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    levels = {"block_out_channels": (4, 4), "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     name, options = SCHEDULERS[kind]
 
     def encoder(name):
@@ -147,31 +148,58 @@ def torch_answers(pipeline, x_T, weights, large):
     return image.numpy(), decoded.detach().numpy(), {name: g.numpy() for name, g in zip(wrt, gradients, strict=True)}
 
 
-@pytest.mark.parametrize("kind", SCHEDULERS)
+def read(folder):
+    """The modules, parameters, scheduler and tokens of a pipeline."""
+    pipeline = load_pipeline(folder)
+    names = {name.replace("tokenizer", "text_encoder"): folder for name, folder in pipeline.tokenizers.items()}
+    tokens = {name: pipelines.tokenize(folder, [PROMPT, NEGATIVE], truncate=True) for name, folder in names.items()}
+    return *pipelines.split(pipeline.components), aj.from_scheduler_config(pipeline.scheduler), tokens
+
+
+def rows(both):
+    return [jax.tree.map(lambda each, i=i: each[i : i + 1], both) for i in (0, 1)]
+
+
+def test_image_of_stable_diffusion_2(tmp_path):
+    """v-prediction, a padding of its own, another scheduler, rescaled guidance; and diffusers' clip_skip."""
+    torch = parity.original("torch")
+    theirs, x_T = write_pipeline(tmp_path, "sd2"), parity.draws(1, 8, 8, 4)
+    options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "guidance_rescale": 0.7, "height": 16, "width": 16, "output_type": "pt"}
+    latents = torch.from_numpy(np.ascontiguousarray(parity.nchw(x_T)))
+    image = theirs(PROMPT, negative_prompt=NEGATIVE, latents=latents, **options).images.numpy()
+    object.__setattr__(theirs.text_encoder, "text_model", theirs.text_encoder)  # which diffusers 0.42 looks for, and transformers 5 does not have
+    with torch.no_grad():
+        skipped, _ = theirs.encode_prompt(PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False, clip_skip=1)
+    modules, params, scheduler, tokens = read(tmp_path / "pipeline")
+
+    def answers(params, x_T):
+        texts = [pipelines.encode_prompt(modules, params, tokens, clip_skip=skip) for skip in (0, 1)]
+        options = {"scheduler": scheduler, "steps": STEPS, "guidance": GUIDANCE, "rescale": 0.7}
+        return pipelines.text_to_image(modules, params, x_T, *rows(texts[0]), **options), rows(texts[1])[0]["encoder_hidden_states"]
+
+    ours, text = jax.jit(answers, compiler_options=parity.QUICK)(params, jnp.asarray(x_T))
+    assert parity.relative(text, skipped.numpy()) < 1e-4
+    assert np.max(np.abs(parity.nchw(np.clip(ours / 2 + 0.5, 0, 1)) - image)) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_image_and_gradients_are_those_of_diffusers(tmp_path, kind):
     """In the prompt's and the negative prompt's embeddings, the pooled ones, the tokens' embeddings, x_T, a LoRA; in the guidance by differences."""
     large = kind == "sdxl"
     x_T, weights = parity.draws(1, 8, 8, 4), parity.draws(1, 16, 16, 3, seed=1)
     image, decoded, expected = torch_answers(write_pipeline(tmp_path, kind), x_T, weights, large)
-    pipeline = load_pipeline(tmp_path / "pipeline")
-    modules, params = pipelines.split(pipeline.components)
-    scheduler = aj.from_scheduler_config(pipeline.scheduler)
-    names = {name.replace("tokenizer", "text_encoder"): folder for name, folder in pipeline.tokenizers.items()}
-    tokens = {name: pipelines.tokenize(folder, [PROMPT, NEGATIVE], truncate=True) for name, folder in names.items()}
+    modules, params, scheduler, tokens = read(tmp_path / "pipeline")
     embeds = {name: params[name]["text_model"]["embeddings"]["token_embedding"]["embedding"][tokens[name]] for name in tokens}
     lora = init_lora(params["unet"], TARGET, 2, jax.random.key(0), alpha=3.0)
     shift = {"encoder_hidden_states": jnp.zeros((2, 16, 16 if large else 8), jnp.float32)}
     shift |= {"text_embeds": jnp.zeros((2, 12), jnp.float32)} if large else {}
 
     def loss(embeds, shift, lora, x_T, guidance):
-        arguments = (tokens, embeds) if large else (tokens["text_encoder"], embeds["text_encoder"])
-        both = pipelines.encode_prompt(modules, params, arguments[0], embeds=arguments[1])
-        both = jax.tree.map(jnp.add, both, shift)
-        cond, uncond = ({name: each[i : i + 1] for name, each in both.items()} for i in (0, 1))
+        both = pipelines.encode_prompt(modules, params, tokens, embeds=embeds)
         kept = {"wrap": with_lora} if kind == "sd1" else {}
         weights_ = {**params, "lora": lora} if kept else {**params, "unet": merge(params["unet"], lora)}
         options = {"scheduler": scheduler, "steps": STEPS, "guidance": guidance, **kept}
-        ours = pipelines.text_to_image(modules, weights_, x_T, cond, uncond, **options)
+        ours = pipelines.text_to_image(modules, weights_, x_T, *rows(jax.tree.map(jnp.add, both, shift)), **options)
         return jnp.sum(jnp.asarray(weights) * ours), ours
 
     run = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3, 4), has_aux=True), compiler_options=parity.QUICK)
@@ -193,3 +221,51 @@ def test_image_and_gradients_are_those_of_diffusers(tmp_path, kind):
     assert max(errors.values()) < 1e-2
     high, low = (run(embeds, shift, lora, jnp.asarray(x_T), jnp.float32(GUIDANCE + d))[0][0] for d in (0.05, -0.05))
     np.testing.assert_allclose(of_guidance, (high - low) / 0.1, rtol=2e-2)
+
+
+SD = UNet2DCondition(block_out_channels=(8,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("UpBlock2D",), layers_per_block=1,
+    norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2)  # fmt: skip
+XL = SD.clone(addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=36)
+VAE = AutoencoderKL(
+    block_out_channels=(4, 4), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4
+)
+TEXT = CLIPText(vocab_size=9, hidden_size=8, intermediate_size=8, projection_dim=8, num_hidden_layers=2, num_attention_heads=2)
+SIMPLE = aj.from_scheduler_config({"_class_name": "DDIMScheduler"})
+FLOW = aj.from_scheduler_config({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+
+
+def image(modules, cond=(1, 3, 8), uncond=None, x=(2, 8, 8, 4), scheduler=SIMPLE, **options):
+    """The abstract image of freshly initialised modules."""
+    params = {name: jax.eval_shape(module.init, jax.random.key(0), *module.dummy_inputs)["params"] for name, module in modules.items()}
+
+    def shaped(shape):
+        if isinstance(shape, dict):
+            return {name: shaped(each) for name, each in shape.items()}
+        return None if shape is None else jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def call(params, x, cond, uncond):
+        return pipelines.text_to_image(modules, params, x, cond, uncond, scheduler=scheduler, steps=2, **options)
+
+    return jax.eval_shape(call, params, shaped(x), shaped(cond), shaped(uncond))
+
+
+def test_one_row_of_a_condition_is_every_latents():
+    assert image({"unet": SD, "vae": VAE}).shape == (2, 16, 16, 3)
+    assert image({"unet": XL, "vae": VAE}, {"encoder_hidden_states": (2, 3, 8), "text_embeds": (1, 12)}, tile=6).shape == (2, 16, 16, 3)
+    assert image({"transformer": SD, "vae": VAE}, scheduler=FLOW).shape == (2, 16, 16, 3)  # whatever the network is
+    assert pipelines.size_ids(64, 32, crop=(1, 2)).tolist() == [[64, 32, 1, 2, 64, 32]]
+
+
+def test_says_what_does_not_fit():
+    with pytest.raises(ValueError, match="give both uncond and guidance"):
+        image({"unet": SD, "vae": VAE}, guidance=2.0)
+    with pytest.raises(ValueError, match="give both uncond and guidance"):
+        image({"unet": SD, "vae": VAE}, uncond=(1, 3, 8))
+    with pytest.raises(ValueError, match="encoder_hidden_states has 3 rows where x_T has 2"):
+        image({"unet": SD, "vae": VAE}, cond=(3, 3, 8))
+    with pytest.raises(ValueError, match=r"one of unet and transformer; this has \['vae'\]"):
+        image({"vae": VAE})
+    with pytest.raises(ValueError, match="no tokens for text_encoder_2: give a dict of tokens with text_encoder, text_encoder_2"):
+        pipelines.encode_prompt({"unet": XL, "text_encoder": TEXT, "text_encoder_2": TEXT}, {}, jnp.zeros((1, 4), jnp.int32))
+    with pytest.raises(ValueError, match="give cond itself"):
+        pipelines.encode_prompt({"transformer": SD, "text_encoder": TEXT}, {}, jnp.zeros((1, 4), jnp.int32))
