@@ -3,6 +3,7 @@
 diffusers' converters and peft run in the same test; what neither reads (a file's naming under a UNet2D) is checked against the formula.
 """
 
+import functools
 import json
 import re
 
@@ -37,6 +38,14 @@ PLACES = {
     SHORT: "down_blocks_1/resnets_0/conv_shortcut/kernel",
 }
 WEIGHTS = {Q: (16, 16), CONV: (16, 8, 3, 3), SHORT: (16, 8, 1, 1)}  # torch's shapes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shapes_once():
+    """The shapes of a network are traced once for the whole file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_models, "shapes", functools.cache(_models.shapes))
+        yield
 
 
 def halves(layer, rank):
@@ -400,6 +409,7 @@ ERRORS = {
     "bias": (GOOD | {f"unet.{Q}.lora_B.bias": np.ones(16)}, {}, "trained bias"),
     "no lora": (GOOD | {f"unet.{Q}.weight": np.ones((16, 16))}, {}, "is not a key of a LoRA"),
     "option": (GOOD, {"unet.use_dora": True, "unet.r": 2}, "use_dora=True"),
+    "kind": (GOOD, {"peft_type": "IA3"}, "peft_type='IA3'"),
     "other beginning": (GOOD, {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'"),
 }
 
@@ -428,6 +438,10 @@ def test_files_and_parameters_that_are_not_there(tmp_path):
     (tmp_path / "y.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         load_lora(tmp_path / "y.safetensors", {"unet": UNET})
+    for odd in ({"lora_alpha": "four"}, {"unet.alpha_pattern": {"(": 1}}, {"alpha_pattern": {"a": float("nan")}}):
+        write(tmp_path / "z.safetensors", GOOD, {"lora_adapter_metadata": json.dumps(odd)})
+        with pytest.raises(ValueError, match="where a number, or numbers by pattern, were expected"):
+            load_lora(tmp_path / "z.safetensors", {"unet": UNET})
     factors = Factors(jnp.ones((4, 2), jnp.float32), jnp.ones((2, 4), jnp.float32), jnp.float32(1))
     with pytest.raises(ValueError, match="which the parameters do not have"):
         merge({"a": {"kernel": jnp.ones((4, 4), jnp.float32)}}, {"b/kernel": factors})

@@ -1,6 +1,7 @@
 """Reading a LoRA's file: its tensors placed at the layers of the networks given, and all that does not fit, in words."""
 
-import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -14,6 +15,15 @@ from . import _files, _lora_names, _models, _rules
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 FOREIGN = ("pissa", "olora", "corda", "loftq")  # ways to begin that change W itself
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": (None, "LORA"),
+    "bias": (None, "none"),
+    **dict.fromkeys(("use_dora", "lora_bias", "use_qalora"), (None, False)),
+    **dict.fromkeys(
+        ("modules_to_save", "target_parameters", "layer_replication", "trainable_token_indices", "alora_invocation_tokens"), (None, [], {})
+    ),
+}
+"""Entries of peft's configuration, and their values that leave W + scale up down as it is."""
 
 
 def kernels(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,20 +65,41 @@ def find(path: Path) -> Path:
 def config(file: Path) -> dict[str, Any]:
     """peft's configuration: in the file's metadata, where diffusers puts it, or beside the file."""
     if (beside := file.with_name("adapter_config.json")).is_file() and file.name == FILES[1]:
-        return _files.read_json(beside)
+        return _checked(_files.read_json(beside), beside)
     try:
         with safetensors.safe_open(file, "np") as opened:
-            metadata = opened.metadata() or {}
+            text = (opened.metadata() or {}).get("lora_adapter_metadata", "{}")
     except safetensors.SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file ({error}): fetch it again.") from error
-    return json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    source = f"lora_adapter_metadata of {file}"
+    return _checked(_files.parse_json(text.encode(), source), source)
+
+
+def _checked(config: dict[str, Any], source: Any) -> dict[str, Any]:
+    """The configuration itself, where every alpha is a finite number and every pattern a regular expression."""
+
+    def number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+    def sound(name: str, value: Any) -> bool:
+        if value is None or name not in ("lora_alpha", "alpha_pattern"):
+            return True
+        if name == "lora_alpha":
+            return number(value)
+        try:
+            return isinstance(value, dict) and all(re.compile(pattern) and number(alpha) for pattern, alpha in value.items())
+        except re.error:
+            return False
+
+    if odd := [key for key, value in config.items() if not sound(key.rpartition(".")[2], value)]:
+        raise ValueError(f"{source} has {odd[0]}={str(config[odd[0]])[:100]!r} where a number, or numbers by pattern, were expected: fetch it again.")
+    return config
 
 
 def foreign(config: Mapping[str, Any]) -> list[str]:
-    """What peft's configuration asks for beyond (1)."""
-    wrong = {"use_dora": (None, False), "lora_bias": (None, False), "bias": (None, "none"), "modules_to_save": (None, [])}
+    """What peft's configuration asks for beyond W + scale up down."""
     entries = [(key.rpartition(".")[2], value) for key, value in config.items()]
-    odd = [f"{key}={value!r}" for key, value in entries if value not in wrong.get(key, (value,))]
+    odd = [f"{key}={value!r}" for key, value in entries if value not in PLAIN.get(key, (value,))]
     odd += [f"{key}={value!r}" for key, value in entries if key == "init_lora_weights" and str(value).lower().startswith(FOREIGN)]
     return [f"its configuration has {', '.join(odd)}, which is not W + scale up down"] if odd else []
 
