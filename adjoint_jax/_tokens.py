@@ -4,7 +4,6 @@ CLIP's rules where the folder has `vocab.json` and `merges.txt`: NFC, white spac
 signs and single digits; each byte-pair-encoded, with `</w>` at its end.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,21 +11,15 @@ from typing import Any, cast
 
 import numpy as np
 
+from .checkpoints import _files
+
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 NAMED = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 LONGEST = 2**16  # where transformers has no length, it writes 10^30
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): fetch it again.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__} where an object of names and values was expected.")
-    return value
+    return _files.read_json(path) if _files.regular(path) else {}
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -100,8 +93,8 @@ def tokenize(folder: str | os.PathLike[str], texts: str | Sequence[str], *, leng
             raise ValueError(f"{folder / 'tokenizer.json'} is not a tokenizer ({error}): fetch it again.") from error
     else:
         found = _clip(folder, settings)
-    limit = settings.get("model_max_length", 77)
-    length = length or (int(limit) if limit < LONGEST else 77)
+    limit = settings.get("model_max_length")
+    length = length or (int(limit) if isinstance(limit, (int, float)) and 1 < limit < LONGEST else 77)
     pad = _content(settings.get("pad_token") or NAMED["pad_token"])
     if found.token_to_id(pad) is None:
         raise ValueError(f"{folder} pads with {pad!r}, which is not in its vocabulary: fetch its files again.")
