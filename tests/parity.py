@@ -3,6 +3,7 @@
 The originals are those of the extra `parity` (torch, diffusers, transformers). Without it a test that asks for them is skipped with the reason.
 """
 
+import sys
 import zlib
 
 import jax
@@ -15,7 +16,10 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 def original(name):
     """A module of the extra `parity`, or a skip."""
-    return pytest.importorskip(name, reason=f"{name} is not installed: pip install 'adjoint-jax[parity]'")
+    module = pytest.importorskip(name, reason=f"{name} is not installed: pip install 'adjoint-jax[parity]'")
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # idle threads spin, and these networks are tiny
+    return module
 
 
 def weight(name, shape):

@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from ._layers import ACTIVATIONS, attend, layer_norm
 
@@ -28,7 +28,18 @@ def conditions(cond: Any, required: Shapes, optional: Shapes) -> dict[str, Array
         if shape is not None and (array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True))):
             expected = ", ".join("any" if want is None else str(want) for want in shape)
             raise ValueError(f"{name} has the shape {array.shape}, and [{expected}] was expected: reshape it, or repeat it for each image.")
+    mask, text = arrays.get("encoder_attention_mask"), arrays.get("encoder_hidden_states")
+    if mask is not None and text is not None and mask.shape[1] != text.shape[1]:
+        raise ValueError(f"{mask.shape[1]} tokens of encoder_attention_mask for {text.shape[1]} of encoder_hidden_states: give a number for each.")
     return arrays
+
+
+def each(name: str, value: Any, b: int) -> Num[Array, " {b}"]:
+    """One number for each image, from a scalar or as many."""
+    value = jnp.asarray(value)
+    if value.shape not in ((), (1,), (b,)):
+        raise ValueError(f"{name} has the shape {value.shape}, and a scalar or [{b}] was expected: give one number, or one for each image.")
+    return jnp.broadcast_to(value, (b,))
 
 
 def sinusoids(t: Float[Array, " b"], dim: int, *, flip_sin_to_cos: bool, freq_shift: int) -> Float[Array, "b {dim}"]:

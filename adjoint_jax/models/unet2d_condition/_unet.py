@@ -5,14 +5,14 @@ so that a checkpoint converts by a rule table alone.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from ._embeddings import TextTimeEmbedding, TimestepEmbedding, conditions, sinusoids
+from ._embeddings import TextTimeEmbedding, TimestepEmbedding, conditions, each, sinusoids
 from ._layers import ACTIVATIONS, conv, group_norm
 from ._options import check, stage, wanted
 from ._stages import Stage
@@ -35,7 +35,8 @@ class UNet2DCondition(nn.Module):
             `timestep_cond`, `[B, time_cond_proj_dim]`, where that is set (optional).
         deterministic: False drops out and needs an rng named "dropout".
 
-    As in the original, `attention_head_dim` is the *number* of heads in the blocks CrossAttn... and the width of one in SimpleCrossAttn..., and `resnet_skip_time_act` and `resnet_out_scale_factor` are of the blocks Resnet... and Simple... alone. `upcast_attention` changes nothing:
+    As in the original, `attention_head_dim` is the *number* of heads in the blocks CrossAttn... and the width of one in SimpleCrossAttn...,
+    and `resnet_skip_time_act` and `resnet_out_scale_factor` are of the blocks Resnet... and Simple... alone. `upcast_attention` changes nothing:
     logits and softmax are in float32 at least. `remat` recomputes each residual and transformer block in the backward pass.
 
     Returns the prediction, `[B, H, W, out_channels]`.
@@ -126,7 +127,7 @@ class UNet2DCondition(nn.Module):
             return TimestepEmbedding(self.embedding_dim, name="class_embedding")(labels.astype(dtype))
         if self.class_embed_type == "timestep":
             embed = TimestepEmbedding(self.embedding_dim, self.act_fn, name="class_embedding")
-            return embed(self._sinusoids(jnp.broadcast_to(labels, (b,)), self.block_out_channels[0], dtype))
+            return embed(self._sinusoids(each("class_labels", labels, b), self.block_out_channels[0], dtype))
         if self.class_embed_type is None:
             table = nn.Embed(self.num_class_embeds or 0, self.embedding_dim, name="class_embedding").embedding  # read: the parameter is always made
             labels = labels if jnp.issubdtype(labels.dtype, jnp.floating) else jnp.take(table, labels, axis=0)
@@ -147,8 +148,8 @@ class UNet2DCondition(nn.Module):
         both = jnp.concatenate([given["text_embeds"].astype(dtype), sizes], axis=1)
         if both.shape[1] != self.projection_class_embeddings_input_dim:
             raise ValueError(
-                f"text_embeds {given['text_embeds'].shape} and time_ids {ids.shape}, each embedded in {self.addition_time_embed_dim} numbers, make {both.shape[1]} "
-                f"columns where projection_class_embeddings_input_dim={self.projection_class_embeddings_input_dim}: give as many as it says."
+                f"text_embeds {given['text_embeds'].shape} and time_ids {ids.shape}, each of these in {self.addition_time_embed_dim} numbers, make "
+                f"{both.shape[1]} columns and not projection_class_embeddings_input_dim={self.projection_class_embeddings_input_dim}: give as many."
             )
         return TimestepEmbedding(self.embedding_dim, name="add_embedding")(both)
 
@@ -156,12 +157,13 @@ class UNet2DCondition(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], t: Num[Array, "..."], cond: Any = None, deterministic: bool = True) -> Float[Array, "b h w e"]:
         check(self, x.shape)
         b, dtype, channels = x.shape[0], x.dtype, self.block_out_channels
+        t = each("t", t, b)
         given = conditions(cond, *wanted(self, b))
         x = 2 * x - 1 if self.center_input_sample else x
 
         time = TimestepEmbedding(self.embedding_dim, self.act_fn, self.timestep_post_act, self.time_cond_proj_dim, name="time_embedding")
         guidance = given["timestep_cond"].astype(dtype) if "timestep_cond" in given else None
-        temb = time(self._sinusoids(jnp.broadcast_to(jnp.asarray(t), (b,)), channels[0], dtype), guidance)
+        temb = time(self._sinusoids(t, channels[0], dtype), guidance)
         if "class_labels" in given:
             temb = temb + self._class_embedding(given["class_labels"], b, dtype)
         if self.addition_embed_type is not None:
@@ -171,7 +173,7 @@ class UNet2DCondition(nn.Module):
         text, bias = given.get("encoder_hidden_states"), given.get("encoder_attention_mask")
         text = None if text is None else text.astype(dtype)
         if self.hid_type is not None and text is not None:
-            text = nn.Dense(self.cross_attention_dim, name="encoder_hid_proj")(text)
+            text = nn.Dense(cast(int, self.cross_attention_dim), name="encoder_hid_proj")(text)
         wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
         bias = None if bias is None else (bias.astype(wide) - 1) * 1e4  # the original's number
 
