@@ -170,7 +170,7 @@ def test_files_go_both_ways(tmp_path, case):
 
 
 def test_the_class_is_read_by_transformers(tmp_path):
-    save(tmp_path / "ours", SMALL, SMALL.init(jax.random.key(0), jnp.asarray(IDS))["params"])
+    save(tmp_path / "ours", SMALL, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _models.shapes(SMALL)))
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert (config["architectures"], config["model_type"]) == (["CLIPTextModel"], "clip_text_model")
     assert "_class_name" not in config
@@ -245,14 +245,26 @@ def test_reads_the_text_half_of_a_whole_clip(tmp_path):
     assert parity.relative(y, value.numpy()) < 1e-4
 
 
+@pytest.mark.parametrize("override", [{}, {"text_config_dict": {"hidden_size": 8, "num_attention_heads": 2}}])
+def test_reads_a_whole_clips_configuration_as_transformers(override):
+    """What `text_config_dict` leaves out is the default, whatever `text_config` says."""
+    text = {**CASES["sdxl"][1], "num_beams": 1, "id2label": {"0": "LABEL_0"}, "eos_token_id": 2}
+    config = {"projection_dim": 5, "text_config": text, "vision_config": {}, "logit_scale_init_value": 2.6592, **override}
+    module, _ = _models.read({"architectures": ["CLIPModel"], **config}, "config.json")
+    theirs = parity.original("transformers").CLIPConfig(**config).text_config
+    fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "eos_token_id")
+    assert [getattr(module, field) for field in fields] == [getattr(theirs, field) for field in fields]
+    assert (module.projection_dim, module.with_projection) == (5, True)
+
+
 @pytest.mark.parametrize("option", [{"attention_dropout": 0.1}, {"attention_window": 4}])
 def test_refuses_what_it_does_not_compute(option):
     with pytest.raises(ValueError, match=next(iter(option))):
         _models.read({**PUBLISHED, **option, "architectures": ["CLIPTextModel"]}, "config.json")
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_keeps_the_dtype(dtype):
+def test_keeps_the_dtype():
+    dtype = jnp.bfloat16
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), _models.shapes(SMALL))
     with jax.numpy_dtype_promotion("standard"):  # Flax's own norms promote half precision to float32 and back
         y = jax.eval_shape(lambda p: SMALL.apply({"params": p}, jnp.asarray(IDS)), shapes)

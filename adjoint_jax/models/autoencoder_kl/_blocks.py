@@ -77,7 +77,8 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 e"]:
-        resnet, attention = (nn.remat(block) if self.remat else block for block in (ResnetBlock, Attention))
+        wrap: Any = nn.remat if self.remat else lambda block: block
+        resnet, attention = wrap(ResnetBlock), wrap(Attention)
         for i in range(self.layers):
             x = resnet(self.features, self.groups, self.act_fn, name=f"resnets_{i}")(x)
             if self.attention and i < self.layers - self.bare:

