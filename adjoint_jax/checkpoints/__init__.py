@@ -98,9 +98,9 @@ def load(
     if family.adapt is None and (ours is None or ours != theirs):
         raise ValueError(f"{folder} maps {ours} channels to {theirs}, not x to a prediction of its shape: use load_model and wrap the module.")
     network, file = (family.adapt or linen)(module), scheduler_folder / _files.SCHEDULER
-    if family.process is not None and not _files.regular(file):
-        return Checkpoint(network, params, *family.process(module))
     scheduler = _files.read_json(file) if _files.regular(file) else {}
+    if family.process is not None:
+        return Checkpoint(network, params, *family.process(module, scheduler))
     _values.check_scheduler(scheduler, file)
     process, prediction = _values.guarded(lambda: _betas.process_from_config(scheduler), file)
     unit = _betas.time_unit(scheduler)

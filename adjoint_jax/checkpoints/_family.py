@@ -21,7 +21,8 @@ class Family(NamedTuple):
         to_fields: the entries of a configuration of any year in the words of the module's fields.
         tensors: the tensors of a file of any year, in any order, under the names, and in the shapes, that today's files have.
         adapt: the module as `network(x, t, args)`, where `aj.linen` would not do.
-        process: the process and the prediction of a module whose folder has no `scheduler_config.json`, where DDPM's would not do.
+        process: for a module and the contents of `scheduler_config.json` ({} without that file), the process and the prediction,
+            where diffusers' schedulers do not tell them.
     """
 
     module: type[nn.Module]
@@ -32,4 +33,4 @@ class Family(NamedTuple):
     to_fields: Callable[[dict[str, Any]], dict[str, Any]] = dict
     tensors: Callable[[Named], Named] = list
     adapt: Callable[[nn.Module], Any] | None = None
-    process: Callable[[nn.Module], tuple[Any, str]] | None = None
+    process: Callable[[Any, dict[str, Any]], tuple[Any, str]] | None = None

@@ -48,7 +48,7 @@ def _listed(folder: Path) -> dict[str, str]:
     return listed
 
 
-def _parts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+def parts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     """The classes of the networks that are read, and of the components that are not known."""
     listed, read, unknown = _listed(folder), {}, {}
     for name, hint in listed.items():
@@ -82,10 +82,10 @@ def load_pipeline(
         components, scheduler, tokenizers, *_ = load_pipeline("stabilityai/stable-diffusion-2-1", variant="fp16")
         unet, params = components["unet"]
     """
-    folder = _hub.local(path, lambda root: _parts(root)[0], variant=variant, revision=revision, local_files_only=local_files_only)
+    folder = _hub.local(path, lambda root: parts(root)[0], variant=variant, revision=revision, local_files_only=local_files_only)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder at {folder}: give a local pipeline in diffusers' layout, or the id org/name of one on the hub.")
-    read, unknown = _parts(folder)
+    read, unknown = parts(folder)
     components = {name: _loading.network(folder / name, variant=variant, dtype=dtype, hint=hint) for name, hint in read.items()}
     scheduler = folder / "scheduler" / _files.SCHEDULER
     return Pipeline(

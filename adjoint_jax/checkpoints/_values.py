@@ -78,7 +78,8 @@ def _problem(name: str, value: Any, default: Any, depth: int = 0) -> str:
     if isinstance(value, int):
         most = next((bound for pattern, bound in BOUNDS if re.search(pattern, name)), MOST)
         zero = default == 0 or (depth > 0 and "layers" in name)
-        least = 1 if re.search(POSITIVE, name) and not zero else min(0, default) if type(default) is int else 0
+        least = 1 if re.search(POSITIVE, name) and not zero else 0
+        least = min(least, default) if type(default) is int else least
         return "" if least <= value <= most else f"between {least} and {most}"
     return "no negative number" if value < 0 and re.search(NONNEGATIVE, name) else ""
 
