@@ -430,4 +430,4 @@ def test_load_wants_a_prediction_of_the_shape_of_x(tmp_path, module):
 
 
 def test_public_names():
-    assert sorted(checkpoints.__all__) == ["Checkpoint", "EMBEDDED", "Pipeline", "load", "load_model", "load_pipeline", "save"]
+    assert sorted(checkpoints.__all__) == ["Checkpoint", "EMBEDDED", "Pipeline", "convert", "load", "load_model", "load_pipeline", "save"]

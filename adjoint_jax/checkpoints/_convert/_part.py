@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import _models
+
 State = Mapping[str, np.ndarray]
 SHOWN = 10
 
@@ -27,6 +29,10 @@ class Converted(NamedTuple):
     pipeline: dict[str, Any] | None = None
     dropped: tuple[str, ...] = ()
     tokenizers: Mapping[str, Path] = {}
+
+    def classes(self) -> str:
+        """The classes of the networks, in words."""
+        return ", ".join(str(_models.class_name(part.config)) for part in self.parts.values())
 
 
 def under(state: State, prefix: str) -> dict[str, np.ndarray]:

@@ -59,5 +59,5 @@ def _array(name: str, tensor: Any, path: Path) -> np.ndarray:
         return tensor.view(torch.int16).numpy().view(jnp.bfloat16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
     except (TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{path} has {name} as a {tensor.layout} tensor of {tensor.dtype}, which numpy does not know: cast it to float32."
+            f"{path} has {name} as a {tensor.layout} tensor of {tensor.dtype}, which numpy does not know: write it as a dense one of float32."
         ) from error
