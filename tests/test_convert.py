@@ -226,7 +226,7 @@ def test_an_interruption_leaves_nothing(tmp_path, sound, monkeypatch):
 
 def adm(channels=4, mult=(1, 2), repeats=1, classes=None, updown=True, attention=(2,)):
     """Names and shapes of guided-diffusion's UNet that tell its architecture."""
-    state = {"input_blocks.0.0.weight": (channels, 3, 3, 3), "out.2.weight": (6, channels, 3, 3)}
+    state: dict[str, tuple[int, ...]] = {"input_blocks.0.0.weight": (channels, 3, 3, 3), "out.2.weight": (6, channels, 3, 3)}
     state |= {} if classes is None else {"label_emb.weight": (classes, 4 * channels)}
     i = 1
     for level, ratio in enumerate(mult):

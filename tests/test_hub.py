@@ -17,7 +17,7 @@ import safetensors.numpy
 from huggingface_hub import constants, errors
 
 import adjoint_jax as aj
-from adjoint_jax.checkpoints import _hub, _models, _tensors, load_model, load_pipeline, save
+from adjoint_jax.checkpoints import _hub, _models, _tensors, load_model, load_pipeline, save, save_pipeline
 from adjoint_jax.models import ConvClassifier, UNet2D
 
 ONE = {"block_out_channels": (8,), "layers_per_block": 1, "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
@@ -301,6 +301,19 @@ def test_pipeline(tmp_path):
     assert config["_class_name"] == "TinyPipeline"
     assert unknown == {"text_encoder_3": "T5EncoderModel", "safety_checker": "StableDiffusionSafetyChecker"}
     assert same(load_model(path, subfolder="unet")[1], PARAMS)
+
+
+def test_a_pipeline_is_written_and_read(tmp_path):
+    first = load_pipeline(pipeline(tmp_path / "pipe"))
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, PARAMS)
+    save_pipeline(tmp_path / "new", first._replace(components={"unet": (NET, doubled)}))
+    again = load_pipeline(tmp_path / "new")
+    assert same(again.components["unet"][1], doubled)
+    assert again.scheduler == SCHEDULER
+    assert (again.tokenizers["tokenizer"] / "vocab.json").read_text() == "{}"
+    assert again.config["text_encoder_3"] == [None, None]
+    with pytest.raises(FileExistsError, match="not an empty folder"):
+        save_pipeline(tmp_path / "new", first)
 
 
 @pytest.mark.parametrize(

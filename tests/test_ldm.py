@@ -97,7 +97,7 @@ def original_unet(tensors, layers, levels):
         "conv_out": "out.2",
         "mid_block.attentions.0": "middle_block.1",
     }
-    state = {}
+    state, new = {}, ""
     for name, tensor in tensors.items():
         if head := next((head for head in ends if name.startswith(f"{head}.")), None):
             new = ends[head] + name.removeprefix(head)
@@ -294,6 +294,10 @@ def convertible(state, **options):
     return _ldm.convert(state, **{"weights": "ema", "prediction": None, "overrides": {}, "source": "the file", **options})
 
 
+def scheduler(state, **options):
+    return dict(convertible(state, **options).scheduler or {})
+
+
 def test_averaged_weights_are_preferred():
     state, tensors, overrides = single_file("sd1")
     raw = {name: tensor for name, tensor in state.items() if name.startswith("model.diffusion_model.")}
@@ -330,15 +334,15 @@ def test_each_misfit_is_one_sentence():
 
 def test_predictions():
     state, _, overrides = single_file("sd1")
-    assert convertible(state, overrides=overrides).scheduler["prediction_type"] == "epsilon"
-    assert convertible(state, overrides=overrides, prediction="v_prediction").scheduler["prediction_type"] == "v_prediction"
-    flagged = convertible(state | {"v_pred": np.zeros(0), "ztsnr": np.zeros(0)}, overrides=overrides).scheduler
+    assert scheduler(state, overrides=overrides)["prediction_type"] == "epsilon"
+    assert scheduler(state, overrides=overrides, prediction="v_prediction")["prediction_type"] == "v_prediction"
+    flagged = scheduler(state | {"v_pred": np.zeros(0), "ztsnr": np.zeros(0)}, overrides=overrides)
     assert flagged["prediction_type"] == "v_prediction"
     assert flagged["rescale_betas_zero_snr"] is True
     second = overrides | {"unet": overrides["unet"] | {"cross_attention_dim": 1024}}
     with pytest.raises(ValueError, match="give --prediction epsilon for those of 512 pixels"):
         convertible(state, overrides=second)
-    assert convertible(state, overrides=second, prediction="epsilon").scheduler["prediction_type"] == "epsilon"
+    assert scheduler(state, overrides=second, prediction="epsilon")["prediction_type"] == "epsilon"
 
 
 # The shapes of the networks that were published, of which the architecture is told: heads are a rule's.

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from ..schedulers import _betas
 from . import _files, _hub, _loading, _models, _rules, _tensors, _values
 from ._convert import convert as convert
-from ._pipeline import Pipeline as Pipeline, load_pipeline as load_pipeline
+from ._pipeline import Pipeline as Pipeline, load_pipeline as load_pipeline, save_pipeline as save_pipeline
 
-__all__ = ["EMBEDDED", "Checkpoint", "Pipeline", "convert", "load", "load_model", "load_pipeline", "save"]
+__all__ = ["EMBEDDED", "Checkpoint", "Pipeline", "convert", "load", "load_model", "load_pipeline", "save", "save_pipeline"]
 
 
 EMBEDDED = Path(__file__).parent.parent / "assets"

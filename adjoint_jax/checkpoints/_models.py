@@ -23,7 +23,7 @@ def family_of(module: nn.Module) -> Family:
     for family in FAMILIES:
         if type(module) is family.module:
             return family
-    raise ValueError(f"A {type(module).__name__} cannot be saved: known are {', '.join(family.module.__name__ for family in FAMILIES)}.")
+    raise ValueError(f"A {type(module).__name__} cannot be saved: known are {', '.join(dict.fromkeys(each.module.__name__ for each in FAMILIES))}.")
 
 
 def class_name(config: Mapping[str, Any]) -> Any:

@@ -1,16 +1,16 @@
 """Conversion of checkpoints of other projects, and of other layouts, into folders in diffusers' layout: what `adjoint-jax convert` does."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _files, _hub, _loading, _models, _pipeline, _rules, _tensors
+from .. import _files, _hub, _loading, _models, _pipeline, _rules, _tensors, _writing
+from .._writing import Converted, Part
 from . import _ldm, _own, _sources
-from ._part import Converted, Part
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
 WEIGHTS = ("ema", "raw")
@@ -59,7 +59,8 @@ def convert(
         if wrong := [name for name, value in given.items() if value is not None]:
             raise ValueError(f"{source} is no file, and a folder tells its own {' and '.join(wrong)}: leave out --{', --'.join(wrong)}.")
         converted = _folder(source, variant=variant, revision=revision, local_files_only=local_files_only)
-    _write(folder, {name: _checked(part) for name, part in converted.parts.items()}, converted, dtype)
+    converted = converted._replace(parts={name: _checked(part) for name, part in converted.parts.items()})
+    _writing.write(folder, converted, None if dtype is None else DTYPES[dtype])
     return converted
 
 
@@ -125,22 +126,3 @@ def _checked(part: Part) -> Part:
     named = _tensors.floats(family.tensors(list(part.tensors.items())), part.source)
     _rules.check(_rules.rules(shapes, family.lists), named, part.source)
     return part._replace(tensors=dict(named))
-
-
-def _write(target: Path, parts: Mapping[str, Part], converted: Converted, dtype: str | None) -> None:
-    files: dict[str, bytes | Callable[[BinaryIO], None]] = {}
-    for name, part in parts.items():
-        below = f"{name}/" if converted.pipeline is not None or len(parts) > 1 else ""
-        files[below + _files.weights_name(part.config)] = _tensors.writer(part.tensors.items(), None if dtype is None else DTYPES[dtype])
-        files[below + _files.CONFIG] = _files.to_json(part.config)
-    if converted.scheduler is not None:
-        files[("scheduler/" if converted.pipeline is not None else "") + _files.SCHEDULER] = _files.to_json(converted.scheduler)
-    if converted.pipeline is not None:
-        files[_files.PIPELINE] = _files.to_json(converted.pipeline)
-    for name, folder in converted.tokenizers.items():
-        texts = [file for file in sorted(folder.iterdir()) if _hub.DESCRIBING.fullmatch(f"{name}/{file.name}") and _files.regular(file)]
-        files |= {f"{name}/{file.name}": file.read_bytes() for file in texts}
-    with _files.whole_folder(target) as folder:
-        for name, data in files.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            _files.write_whole(folder / name, data)

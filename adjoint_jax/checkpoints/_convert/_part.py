@@ -1,38 +1,15 @@
-"""What a conversion makes of a file: networks by name, and helpers to read architectures from the shapes of tensors."""
+"""Helpers to read architectures from the names and shapes of tensors."""
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from .. import _models
+from .._writing import Converted as Converted, Part as Part
 
 State = Mapping[str, np.ndarray]
 SHOWN = 10
-
-
-class Part(NamedTuple):
-    """One network: its configuration, and its tensors under the names of the layout that is written. A fault in either is reported under `source`."""
-
-    config: dict[str, Any]
-    tensors: dict[str, np.ndarray]
-    source: str
-
-
-class Converted(NamedTuple):
-    """What is written: one network, or a pipeline of several with its scheduler and tokenizers; `dropped` names what the source has beyond."""
-
-    parts: dict[str, Part]
-    scheduler: dict[str, Any] | None = None
-    pipeline: dict[str, Any] | None = None
-    dropped: tuple[str, ...] = ()
-    tokenizers: Mapping[str, Path] = {}
-
-    def classes(self) -> str:
-        """The classes of the networks, in words."""
-        return ", ".join(str(_models.class_name(part.config)) for part in self.parts.values())
 
 
 def under(state: State, prefix: str) -> dict[str, np.ndarray]:
