@@ -114,6 +114,15 @@ def test_a_file(tmp_path, sound, state, torch, suffix):
     assert same(params, PARAMS)
 
 
+def test_a_scheduler_may_be_given(tmp_path, sound):
+    scheduler = {"beta_schedule": "squaredcos_cap_v2"}
+    convert(sound / WEIGHTS, tmp_path / "new", kind="ConvClassifier", config={**CONFIG, "scheduler": scheduler})
+    assert json.loads((tmp_path / "new" / "scheduler_config.json").read_text()) == {"_class_name": "DDPMScheduler", **scheduler}
+    for wrong in ("cosine", {"beta_schedule": "cosine"}, {"beta_end": "1"}):
+        with pytest.raises(ValueError, match="scheduler|beta_schedule|beta_end"):
+            convert(sound / WEIGHTS, tmp_path / "other", kind="ConvClassifier", config={**CONFIG, "scheduler": wrong})
+
+
 def test_old_files_and_bfloat16(tmp_path, state, torch):
     state["head.bias"] = state["head.bias"].to(torch.bfloat16)
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
@@ -226,7 +235,8 @@ def test_an_interruption_leaves_nothing(tmp_path, sound, monkeypatch):
 
 def adm(channels=4, mult=(1, 2), repeats=1, classes=None, updown=True, attention=(2,)):
     """Names and shapes of guided-diffusion's UNet that tell its architecture."""
-    state: dict[str, tuple[int, ...]] = {"input_blocks.0.0.weight": (channels, 3, 3, 3), "out.2.weight": (6, channels, 3, 3)}
+    state: dict[str, tuple[int, ...]] = {"input_blocks.0.0.weight": (int(channels * mult[0]), 3, 3, 3), "out.2.weight": (6, channels, 3, 3)}
+    state["time_embed.0.weight"] = (4 * channels, channels)
     state |= {} if classes is None else {"label_emb.weight": (classes, 4 * channels)}
     i = 1
     for level, ratio in enumerate(mult):

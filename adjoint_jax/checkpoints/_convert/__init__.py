@@ -37,7 +37,8 @@ def convert(
         target: a folder that does not exist, or is empty.
         kind: "ldm" (Stable Diffusion), or the class of a network with a module here ("ADM", "ADMClassifier", "DiffAE", "SongUNet", ...);
             recognised by the tensors' names where it is not given.
-        config: entries of the configuration, which count more than what the shapes tell; for Stable Diffusion by component, `{"unet": {...}}`.
+        config: entries of the configuration, which count more than what the shapes tell; for Stable Diffusion by component, `{"unet": {...}}`;
+            "scheduler" holds those of the scheduler, say `{"beta_schedule": "squaredcos_cap_v2"}` for guided-diffusion's 64x64_diffusion.pt.
         variant, revision, local_files_only: as `load_model`.
         dtype: "float32", "float16" or "bfloat16", to cast to; by default each tensor keeps its own.
         weights: "ema" for the averaged weights where a file has both, or "raw".
