@@ -119,7 +119,7 @@ def test_a_scheduler_may_be_given(tmp_path, sound):
     convert(sound / WEIGHTS, tmp_path / "new", kind="ConvClassifier", config={**CONFIG, "scheduler": scheduler})
     assert json.loads((tmp_path / "new" / "scheduler_config.json").read_text()) == {"_class_name": "DDPMScheduler", **scheduler}
     for wrong in ("cosine", {"beta_schedule": "cosine"}, {"beta_end": "1"}):
-        with pytest.raises(ValueError, match="scheduler|beta_schedule|beta_end"):
+        with pytest.raises(ValueError, match=r"scheduler|beta_schedule|beta_end"):
             convert(sound / WEIGHTS, tmp_path / "other", kind="ConvClassifier", config={**CONFIG, "scheduler": wrong})
 
 

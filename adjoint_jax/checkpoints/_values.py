@@ -15,10 +15,12 @@ from typing import Any
 import flax.linen as nn
 
 MOST, LENGTH, DEPTH, TEXT = 2**20, 64, 4, 200
+LEVELS = 16  # resolutions of a UNet
 TRAINED = 100_000  # training steps
 # Names whose values size a loop or a table; the first pattern that is found in the name counts.
 BOUNDS = (
-    (r"layers|depth|blocks|num_res|num_stages", 256),
+    (r"layers_per_block|num_res", 32),
+    (r"layers|depth|blocks|num_stages", 256),
     (r"sample_size|image_size|input_size|img_resolution|resolution$|pos_embed_max_size", 4096),
 )
 POSITIVE = r"channels$|num_groups$|_heads$|_size$|^hidden_|^num_layers$|^num_hidden_layers$|^layers_per_block$|^depth$|^features$|^classes$"
@@ -65,8 +67,9 @@ def _of_kind(value: Any, annotation: Any) -> bool:
 def _problem(name: str, value: Any, default: Any, depth: int = 0) -> str:
     """What is wrong with a value whatever its kind, in a few words; empty where nothing is."""
     if isinstance(value, (list, tuple, dict)):
-        if len(value) > LENGTH or depth >= DEPTH:
-            return f"at most {LENGTH} entries in {DEPTH} levels"
+        length = LEVELS if "block" in name else LENGTH
+        if len(value) > length or depth >= DEPTH:
+            return f"at most {length} entries in {DEPTH} levels"
         each = value.values() if isinstance(value, dict) else value
         return next(filter(None, (_problem(name, item, default, depth + 1) for item in each)), "")
     if isinstance(value, str):
