@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from ..schedulers import _betas
 from . import _files, _hub, _loading, _models, _rules, _tensors, _values
-from ._pipeline import Pipeline as Pipeline, load_pipeline as load_pipeline
+from ._convert import convert as convert
+from ._pipeline import Pipeline as Pipeline, load_pipeline as load_pipeline, save_pipeline as save_pipeline
 
-__all__ = ["EMBEDDED", "Checkpoint", "Pipeline", "load", "load_model", "load_pipeline", "save"]
+__all__ = ["EMBEDDED", "Checkpoint", "Pipeline", "convert", "load", "load_model", "load_pipeline", "save", "save_pipeline"]
 
 
 EMBEDDED = Path(__file__).parent.parent / "assets"
@@ -28,13 +29,20 @@ class Checkpoint(NamedTuple):
     prediction: str
 
 
-def _located(path: Any, subfolder: str | None, variant: str | None, revision: str | None, local_files_only: bool) -> tuple[Path, Path]:
-    """The local folders of a network and of its scheduler."""
+def fetched(
+    path: str | os.PathLike[str],
+    *,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The local folder that `load_model` and `load` read: the path itself, or the hub's repository of that id, with the files they need."""
 
     def wanted(root: Path) -> list[str]:
         return [_files.folders(root, subfolder)[0].relative_to(root).as_posix()]
 
-    return _files.folders(_hub.local(path, wanted, variant=variant, revision=revision, local_files_only=local_files_only), subfolder)
+    return _hub.local(path, wanted, variant=variant, revision=revision, local_files_only=local_files_only)
 
 
 def load_model(
@@ -64,7 +72,8 @@ def load_model(
         module does not compute or holds a value that no network has, the weights are damaged or pickled, or any tensor is missing, unexpected,
         misshapen or not finite; ConnectionError, PermissionError or ImportError where a hub's id cannot be fetched.
     """
-    folder, _ = _located(path, subfolder, variant, revision, local_files_only)
+    local = fetched(path, subfolder=subfolder, variant=variant, revision=revision, local_files_only=local_files_only)
+    folder, _ = _files.folders(local, subfolder)
     return _loading.network(folder, variant=variant, dtype=dtype)
 
 
@@ -91,16 +100,17 @@ def load(
     from ..networks import linen
 
     path = EMBEDDED / "digits" if path is None else path
-    folder, scheduler_folder = _located(path, subfolder, variant, revision, local_files_only)
+    local = fetched(path, subfolder=subfolder, variant=variant, revision=revision, local_files_only=local_files_only)
+    folder, scheduler_folder = _files.folders(local, subfolder)
     module, params = _loading.network(folder, variant=variant, dtype=dtype)
     family = _models.family_of(module)
     ours, theirs = getattr(module, "in_channels", None), getattr(module, "out_channels", None)
     if family.adapt is None and (ours is None or ours != theirs):
         raise ValueError(f"{folder} maps {ours} channels to {theirs}, not x to a prediction of its shape: use load_model and wrap the module.")
     network, file = (family.adapt or linen)(module), scheduler_folder / _files.SCHEDULER
-    if family.process is not None and not _files.regular(file):
-        return Checkpoint(network, params, *family.process(module))
     scheduler = _files.read_json(file) if _files.regular(file) else {}
+    if family.process is not None:
+        return Checkpoint(network, params, *family.process(module, scheduler))
     _values.check_scheduler(scheduler, file)
     process, prediction = _values.guarded(lambda: _betas.process_from_config(scheduler), file)
     unit = _betas.time_unit(scheduler)

@@ -23,7 +23,8 @@ class Family(NamedTuple):
         implied: fields that the class's name alone decides, and no entry; a module belongs to the first family whose values it has.
         written: entries that name the class to the original, where `_class_name` is not its word.
         adapt: the module as `network(x, t, args)`, where `aj.linen` would not do.
-        process: the process and the prediction of a module whose folder has no `scheduler_config.json`, where DDPM's would not do.
+        process: for a module and the contents of `scheduler_config.json` ({} without that file), the process and the prediction,
+            where diffusers' schedulers do not tell them.
     """
 
     module: type[nn.Module]
@@ -36,4 +37,4 @@ class Family(NamedTuple):
     implied: Mapping[str, Any] = {}
     written: Mapping[str, Any] = {}
     adapt: Callable[[nn.Module], Any] | None = None
-    process: Callable[[nn.Module], tuple[Any, str]] | None = None
+    process: Callable[[Any, dict[str, Any]], tuple[Any, str]] | None = None

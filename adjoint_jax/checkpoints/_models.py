@@ -23,7 +23,7 @@ def family_of(module: nn.Module) -> Family:
     for family in FAMILIES:
         if type(module) is family.module and all(getattr(module, field) == value for field, value in family.implied.items()):
             return family
-    raise ValueError(f"A {type(module).__name__} cannot be saved: known are {', '.join(family.module.__name__ for family in FAMILIES)}.")
+    raise ValueError(f"A {type(module).__name__} cannot be saved: known are {', '.join(dict.fromkeys(each.module.__name__ for each in FAMILIES))}.")
 
 
 def class_name(config: Mapping[str, Any]) -> Any:
@@ -32,9 +32,14 @@ def class_name(config: Mapping[str, Any]) -> Any:
     return config.get("_class_name", architectures[0] if isinstance(architectures, list) and architectures else None)
 
 
+def names() -> list[str]:
+    """The classes that have a Flax module."""
+    return [family.class_name for family in FAMILIES]
+
+
 def known(name: Any) -> bool:
     """Whether there is a Flax module for a class."""
-    return any(family.class_name == name for family in FAMILIES)
+    return name in names()
 
 
 def _family_named(config: Mapping[str, Any], source: str) -> Family:
@@ -42,9 +47,7 @@ def _family_named(config: Mapping[str, Any], source: str) -> Family:
     for family in FAMILIES:
         if family.class_name == name:
             return family
-    raise ValueError(
-        f"{source} is of class {name!r}, which has no Flax module here: known are {', '.join(family.class_name for family in FAMILIES)}."
-    )
+    raise ValueError(f"{source} is of class {name!r}, which has no Flax module here: known are {', '.join(names())}.")
 
 
 def _refused(config: Mapping[str, Any], family: Family) -> list[str]:

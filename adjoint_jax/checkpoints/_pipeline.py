@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from . import _files, _hub, _loading, _models
+from . import _files, _hub, _loading, _models, _rules, _writing
 
 NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 NEEDED = ("unet", "transformer", "vae")
@@ -48,7 +48,7 @@ def _listed(folder: Path) -> dict[str, str]:
     return listed
 
 
-def _parts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+def parts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     """The classes of the networks that are read, and of the components that are not known."""
     listed, read, unknown = _listed(folder), {}, {}
     for name, hint in listed.items():
@@ -82,10 +82,10 @@ def load_pipeline(
         components, scheduler, tokenizers, *_ = load_pipeline("stabilityai/stable-diffusion-2-1", variant="fp16")
         unet, params = components["unet"]
     """
-    folder = _hub.local(path, lambda root: _parts(root)[0], variant=variant, revision=revision, local_files_only=local_files_only)
+    folder = _hub.local(path, lambda root: parts(root)[0], variant=variant, revision=revision, local_files_only=local_files_only)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder at {folder}: give a local pipeline in diffusers' layout, or the id org/name of one on the hub.")
-    read, unknown = _parts(folder)
+    read, unknown = parts(folder)
     components = {name: _loading.network(folder / name, variant=variant, dtype=dtype, hint=hint) for name, hint in read.items()}
     scheduler = folder / "scheduler" / _files.SCHEDULER
     return Pipeline(
@@ -95,6 +95,28 @@ def load_pipeline(
         _files.read_json(folder / _files.PIPELINE),
         unknown,
     )
+
+
+def save_pipeline(path: str | os.PathLike[str], pipeline: Pipeline) -> None:
+    """Writes what `load_pipeline` returned, with other parameters if wanted, as a pipeline that it and diffusers read back.
+
+    Args:
+        path: a folder that does not exist, or is empty.
+        pipeline: components, scheduler and tokenizers to be written; those that are unknown are left out, and `model_index.json` says so.
+
+    Raises FileExistsError for a path in use; ValueError for parameters that do not fit their module. Written whole or not at all.
+
+        unet, params = pipeline.components["unet"]
+        save_pipeline("tuned", pipeline._replace(components={**pipeline.components, "unet": (unet, tuned)}))
+    """
+    parts = {}
+    for name, (module, params) in pipeline.components.items():
+        source = f"the {name} to be saved"
+        tensors = _rules.to_torch(_models.family_of(module), _models.shapes(module), params, source)
+        parts[name] = _writing.Part(_models.describe(module), tensors, source)
+    config = {name: [None, None] if name in pipeline.unknown else value for name, value in pipeline.config.items()}
+    converted = _writing.Converted(parts, pipeline.scheduler or None, config, tokenizers=pipeline.tokenizers)
+    _writing.write(_files.unused(path), converted)
 
 
 def index(classes: Mapping[str, tuple[str, str] | None], pipeline: str) -> dict[str, Any]:

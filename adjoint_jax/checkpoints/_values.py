@@ -15,10 +15,12 @@ from typing import Any
 import flax.linen as nn
 
 MOST, LENGTH, DEPTH, TEXT = 2**20, 64, 4, 200
+LEVELS = 16  # resolutions of a UNet
 TRAINED = 100_000  # training steps
 # Names whose values size a loop or a table; the first pattern that is found in the name counts.
 BOUNDS = (
-    (r"layers|depth|blocks|num_res|num_stages", 256),
+    (r"layers_per_block|num_res", 32),
+    (r"layers|depth|blocks|num_stages", 256),
     (r"sample_size|image_size|input_size|img_resolution|resolution$|pos_embed_max_size", 4096),
 )
 POSITIVE = r"channels$|num_groups$|_heads$|_size$|^hidden_|^num_layers$|^num_hidden_layers$|^layers_per_block$|^depth$|^features$|^classes$"
@@ -65,8 +67,9 @@ def _of_kind(value: Any, annotation: Any) -> bool:
 def _problem(name: str, value: Any, default: Any, depth: int = 0) -> str:
     """What is wrong with a value whatever its kind, in a few words; empty where nothing is."""
     if isinstance(value, (list, tuple, dict)):
-        if len(value) > LENGTH or depth >= DEPTH:
-            return f"at most {LENGTH} entries in {DEPTH} levels"
+        length = LEVELS if "block" in name else LENGTH
+        if len(value) > length or depth >= DEPTH:
+            return f"at most {length} entries in {DEPTH} levels"
         each = value.values() if isinstance(value, dict) else value
         return next(filter(None, (_problem(name, item, default, depth + 1) for item in each)), "")
     if isinstance(value, str):
@@ -78,7 +81,8 @@ def _problem(name: str, value: Any, default: Any, depth: int = 0) -> str:
     if isinstance(value, int):
         most = next((bound for pattern, bound in BOUNDS if re.search(pattern, name)), MOST)
         zero = default == 0 or (depth > 0 and "layers" in name)
-        least = 1 if re.search(POSITIVE, name) and not zero else min(0, default) if type(default) is int else 0
+        least = 1 if re.search(POSITIVE, name) and not zero else 0
+        least = min(least, default) if type(default) is int else least
         return "" if least <= value <= most else f"between {least} and {most}"
     return "no negative number" if value < 0 and re.search(NONNEGATIVE, name) else ""
 
