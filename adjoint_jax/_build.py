@@ -84,7 +84,7 @@ def sampler(options: Sample) -> tuple[Sampler, Given, Variables]:
         raise ValueError(f"--guidance must be a finite number; got {options.guidance}.")
     solver = _make("sampler", options.sampler, SAMPLERS, "", options, ("order", "sigma_data"))
     grid = getattr(grids, _known("grid", options.grid, GRIDS))
-    path = DIGITS if options.checkpoint is None else Path(options.checkpoint)
+    path = DIGITS if options.checkpoint is None else checkpoints.fetched(options.checkpoint)
     network, params, process, prediction = checkpoints.load(path)
     times = grids.check(process, grid(process, options.steps, t_start=options.t_start, t_end=options.t_end))
     embedding, null = _embedding(options, params)

@@ -18,7 +18,7 @@ class Sample:
     out: str = "runs/sample"
     """The folder to write; must be absent or empty."""
     checkpoint: str | None = None
-    """A folder in diffusers' layout; by default the embedded digits."""
+    """A folder in diffusers' layout, or the id org/name of one on the Hugging Face hub; by default the embedded digits."""
     size: int | None = None
     """Height and width of the images in pixels; by default the checkpoint's sample_size."""
     label: int | None = None
@@ -83,7 +83,34 @@ class Guide(Sample):
     """Iterations between saves of the state that --resume starts from."""
 
 
-KINDS = {"guide": Guide, "sample": Sample}
+@dataclass(frozen=True)
+class Convert:
+    """Writes a checkpoint of another project or layout as a folder in diffusers' layout."""
+
+    source: str
+    """A folder in diffusers' layout or the id org/name of one on the hub; or one file, .safetensors, .ckpt or .pt: of Stable Diffusion 1, 2 or XL,
+    guided-diffusion, DiffAE or EDM."""
+    target: str
+    """The folder to write; must be absent or empty."""
+    kind: str | None = None
+    """ldm (Stable Diffusion) or the class of a network, ADM, DiffAE and so on; by default recognised by the tensors' names."""
+    config: str | None = None
+    """A JSON file of entries of the configuration, which the tensors' shapes do not tell; for Stable Diffusion by component, {"unet": {...}}."""
+    variant: str | None = None
+    """Which of a folder's several weights, fp16 or bf16; by default those in full precision."""
+    dtype: str | None = None
+    """float32, float16 or bfloat16, to cast to; by default each tensor keeps its own."""
+    weights: str = "ema"
+    """ema or raw: which of two sets of weights in one file."""
+    prediction: str | None = None
+    """epsilon or v_prediction: what a Stable Diffusion predicts; has to be given for version 2."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    local_files_only: bool = False
+    """Take what is in the hub's cache and ask nobody."""
+
+
+KINDS = {"guide": Guide, "sample": Sample, "convert": Convert}
 UNSAVED = ("config", "out", "resume", "save_every")
 
 

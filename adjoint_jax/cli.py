@@ -1,4 +1,6 @@
-"""The command line: `adjoint-jax guide` steers samples by gradient, `adjoint-jax sample` only samples. `python -m adjoint_jax` is the same.
+"""The command line: `adjoint-jax guide` steers samples by gradient, `adjoint-jax sample` only samples, `adjoint-jax convert` writes checkpoints anew.
+
+`python -m adjoint_jax` is the same.
 
 Everything is built and checked before anything is written. Whatever is wrong is one sentence on standard error and exit status 2.
 """
@@ -9,11 +11,11 @@ import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Union
 
 import numpy as np
 
-from ._options import KINDS, Guide, Sample, read_config, recorded
+from ._options import KINDS, Convert, Guide, Sample, read_config, recorded
 
 EXTRA = {"tyro": "tyro", "tqdm": "tqdm", "matplotlib": "matplotlib", "PIL": "pillow"}
 
@@ -24,22 +26,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         if missing := [package for name, package in EXTRA.items() if importlib.util.find_spec(name) is None]:
             raise ValueError(f"The command line needs {', '.join(missing)}: pip install 'adjoint-jax[cli]'.")
         options = parse(sys.argv[1:] if argv is None else argv)
-        guide(options) if isinstance(options, Guide) else draw(options)
-    except (ValueError, OSError, FloatingPointError) as error:
+        if isinstance(options, Convert):
+            convert(options)
+        else:
+            guide(options) if isinstance(options, Guide) else draw(options)
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"adjoint-jax: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def parse(argv: Sequence[str]) -> Guide | Sample:
-    """The options of a command line; the file named by --config changes the defaults."""
+def parse(argv: Sequence[str]) -> Guide | Sample | Convert:
+    """The options of a command line; the file named by --config changes the defaults, but for `convert`, whose file is that of a network."""
     import tyro
 
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="adjoint-jax")
     finder.add_argument("--config")
     path = finder.parse_known_args(argv)[0].config
-    defaults = {name: kind(**(read_config(path, kind) if path and name == argv[0] else {})) for name, kind in KINDS.items()}
-    command = tyro.extras.subcommand_type_from_defaults(defaults, {name: str(kind.__doc__) for name, kind in KINDS.items()})
-    return tyro.cli(command, args=argv, prog="adjoint-jax", config=(tyro.conf.FlagCreatePairsOff,))
+    commands = []
+    for name, kind in KINDS.items():
+        default = {} if kind is Convert else {"default": kind(**(read_config(path, kind) if path and name == argv[0] else {}))}
+        commands.append(Annotated[kind, tyro.conf.subcommand(name, description=str(kind.__doc__), **default)])
+    command: Any = Union[tuple(commands)]  # noqa: UP007, made at run time
+    return tyro.cli(command, args=argv, prog="adjoint-jax", config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalRequiredArgs))
+
+
+def convert(options: Convert) -> None:
+    """The command `convert`."""
+    from .checkpoints import _files as layout, convert
+
+    config = layout.read_json(Path(options.config)) if options.config else None
+    named = {name: getattr(options, name) for name in ("kind", "variant", "dtype", "weights", "prediction", "revision", "local_files_only")}
+    converted = convert(options.source, options.target, config=config, **named)
+    left = f"; left out: {', '.join(converted.dropped[:5])}{' ...' * (len(converted.dropped) > 5)}" if converted.dropped else ""
+    print(f"{', '.join(filter(None, converted.parts)) or 'One network'} ({converted.classes()}) in {options.target}{left}.")
 
 
 def draw(options: Sample) -> None:

@@ -24,7 +24,7 @@ SIGNATURES = {
     "invert": "(term, x_0, args=None, *, grid, solver=None, adjoint=None, key=None, noise=None, save=False)",
     "audit": "(loss, term, x_T, args=None, *, grid, solver=None, adjoints, wrt=('x_T', 'args'), reference='exact', key=None, noise=None)",
     "plan": "(term, x_T, args=None, *, grid, solver=None, budget_bytes, wrt=('x_T', 'args'), key=None, noise=None, tol=None)",
-    "load": "(path=None, *, dtype=<class 'jax.numpy.float32'>)",
+    "load": "(path=None, *, subfolder=None, variant=None, dtype=<class 'jax.numpy.float32'>, revision=None, local_files_only=False)",
     "from_scheduler_config": "(config, *, published=True, eta=0.0, mu=None)",
     "cfg": "(network, scale, rescale=0.0, interval=None)",
     "linen": "(module)",

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from . import _values
 from ._families import FAMILIES
 from ._family import Family
 
@@ -22,18 +23,31 @@ def family_of(module: nn.Module) -> Family:
     for family in FAMILIES:
         if type(module) is family.module and all(getattr(module, field) == value for field, value in family.implied.items()):
             return family._replace(tensors=family.tensors_of(module)) if family.tensors_of else family
-    raise ValueError(f"A {type(module).__name__} cannot be saved: known are {', '.join(family.module.__name__ for family in FAMILIES)}.")
+    raise ValueError(f"A {type(module).__name__} cannot be saved: known are {', '.join(dict.fromkeys(each.module.__name__ for each in FAMILIES))}.")
+
+
+def class_name(config: Mapping[str, Any]) -> Any:
+    """The class that a configuration names: diffusers' `_class_name`, or the first of transformers' `architectures`."""
+    architectures = config.get("architectures")
+    return config.get("_class_name", architectures[0] if isinstance(architectures, list) and architectures else None)
+
+
+def names() -> list[str]:
+    """The classes that have a Flax module."""
+    return [family.class_name for family in FAMILIES]
+
+
+def known(name: Any) -> bool:
+    """Whether there is a Flax module for a class."""
+    return name in names()
 
 
 def _family_named(config: Mapping[str, Any], source: str) -> Family:
-    architectures = config.get("architectures") or [None]
-    name = config.get("_class_name", architectures[0])
+    name = class_name(config)
     for family in FAMILIES:
         if family.class_name == name:
             return family
-    raise ValueError(
-        f"{source} is of class {name!r}, which has no Flax module here: known are {', '.join(family.class_name for family in FAMILIES)}."
-    )
+    raise ValueError(f"{source} is of class {name!r}, which has no Flax module here: known are {', '.join(names())}.")
 
 
 def _refused(config: Mapping[str, Any], family: Family) -> list[str]:
@@ -43,23 +57,26 @@ def _refused(config: Mapping[str, Any], family: Family) -> list[str]:
     return refused + [f"{key}={value!r} (unknown)" for key, value in config.items() if key not in known and not key.startswith("_")]
 
 
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, inside of each other too: a field of a module is to be hashed."""
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
 def _build(config: Mapping[str, Any], source: str) -> nn.Module:
     family = _family_named(config, source)
     given = family.to_fields({key: value for key, value in config.items() if key != "architectures"})
     if refused := _refused(given, family):
         name = family.module.__name__
         raise ValueError(f"{source} has options that {name} does not compute: {', '.join(refused)}; drop those that mean nothing.")
+    _values.check(family.module, given, source)
     own = set(_fields(family))
-    return family.module(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if key in own}, **family.implied)
+    return family.module(**{key: _frozen(value) for key, value in given.items() if key in own}, **family.implied)
 
 
 def read(config: Mapping[str, Any], source: str) -> tuple[nn.Module, dict[str, Any]]:
     """The module that a configuration describes, and the tree of its parameters' shapes."""
-    try:
-        module = _build(config, source)
-        return module, shapes(module)
-    except (TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"{source} has a value of the wrong kind ({error}): compare it with one that diffusers wrote.") from error
+    module = _values.guarded(lambda: _build(config, source), source)
+    return module, _values.guarded(lambda: shapes(module), source)
 
 
 def describe(module: nn.Module) -> dict[str, Any]:

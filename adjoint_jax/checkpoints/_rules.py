@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from . import _tensors
 from ._family import Family, Named
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -82,7 +83,7 @@ def check(table: dict[str, Rule], named: Named, source: str) -> None:
 
 def to_flax(family: Family, shapes: Mapping[str, Any], named: Named, source: str, dtype: Any) -> dict[str, Any]:
     """Parameters in Flax's names and layouts, of the given dtype, from (name, tensor) pairs in torch's."""
-    table, named = rules(shapes, family.lists), family.tensors(named)
+    table, named = rules(shapes, family.lists), _tensors.floats(family.tensors(named), source)
     check(table, named, source)
     return unflatten_dict({table[name].path: jnp.asarray(tensor.transpose(table[name].axes).astype(dtype)) for name, tensor in named})
 
