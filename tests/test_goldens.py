@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens.cases import NET, Case, cases, complete
+from goldens.cases import NET, Case, cases, complete, subset
 from goldens.networks import arguments
 from goldens.peers import Missing, Run, run_of
 
@@ -102,9 +102,12 @@ def distances(case: Case, run: Run) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("name", list(cases()))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in subset() else pytest.mark.slow) for name in cases()])
 def test_published(name):
-    """x_0 to 1e-10 and its gradients to 1e-8 in the maximum norm, or the tolerance that the goldens' README gives."""
+    """x_0 to 1e-10 and its gradients to 1e-8 in the maximum norm, or the tolerance that the goldens' README gives.
+
+    One case a method; `pytest -m slow tests/test_goldens.py` runs the others.
+    """
     case, reason = cases()[name], pending(name)
     run = run_of(case)
     if isinstance(run.solver, Missing):

@@ -92,19 +92,38 @@ def pull(computation, adjoint, weights):
     return values, transpose(jnp.cos(values) * weights)[0]
 
 
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
-def test_discrete_adjoint_is_autodiff(solver):
-    """To 1e-12, in x_T, args and the weights, for every process and prediction: they are data of one compiled program a solver."""
-    for name, process in PROCESSES.items():
-        for prediction in PREDICTIONS:
-            ts = np.linspace(*span(name), N + 1)
-            laid_out = prepare(aj.DiffusionTerm(network, process, prediction), X, ARGS, ts, solver, None, noise(solver), save=True)
-            laid_out = eqx.tree_at(lambda c: (c.term, c.ts), laid_out, (TERM, jnp.asarray(ts)))
-            xs, exact = pull(laid_out, aj.DirectAdjoint(), WEIGHTS)
-            same, found = pull(laid_out, aj.DiscreteAdjoint(), WEIGHTS)
-            assert relative(same, xs) < 1e-12
-            for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
-                assert relative(one, two) < 1e-12, (name, prediction)
+def some_pairs(name):
+    """Each process with a prediction, five predictions in all, another choice for another solver: over the solvers, all pairs."""
+    return [(process, PREDICTIONS[(i + list(SOLVERS).index(name)) % len(PREDICTIONS)]) for i, process in enumerate(PROCESSES)]
+
+
+def test_all_pairs_are_among_them():
+    assert len({pair for name in SOLVERS for pair in some_pairs(name)}) == len(PROCESSES) * len(PREDICTIONS)
+
+
+def check_autodiff(name, pairs):
+    solver = SOLVERS[name]
+    for process, prediction in pairs:
+        ts = np.linspace(*span(process), N + 1)
+        laid_out = prepare(aj.DiffusionTerm(network, PROCESSES[process], prediction), X, ARGS, ts, solver, None, noise(solver), save=True)
+        laid_out = eqx.tree_at(lambda c: (c.term, c.ts), laid_out, (TERM, jnp.asarray(ts)))
+        xs, exact = pull(laid_out, aj.DirectAdjoint(), WEIGHTS)
+        same, found = pull(laid_out, aj.DiscreteAdjoint(), WEIGHTS)
+        assert relative(same, xs) < 1e-12
+        for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+            assert relative(one, two) < 1e-12, (process, prediction)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_discrete_adjoint_is_autodiff(name):
+    """To 1e-12, in x_T, args and the weights, for every process: they are data of one compiled program a solver."""
+    check_autodiff(name, some_pairs(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOLVERS)
+def test_discrete_adjoint_is_autodiff_for_every_pair(name):
+    check_autodiff(name, [(process, prediction) for process in PROCESSES for prediction in PREDICTIONS])
 
 
 @pytest.mark.parametrize(("solver", "process"), [(name, list(PROCESSES)[i // 2 % len(PROCESSES)]) for i, name in enumerate(SOLVERS)][::2])

@@ -92,6 +92,11 @@ def cases() -> dict[str, Case]:
     return {name: Case(name, entry["model"], entry["meta"], entry["arrays"]) for name, entry in _index()["cases"].items()}
 
 
+def subset() -> set[str]:
+    """The names of the committed cases, one a method."""
+    return set(json.loads(bytes(np.load(SUBSET)["index"]))["cases"])
+
+
 def complete() -> bool:
     """Whether the shared data are there, rather than the subset alone."""
     return _folder() is not None
