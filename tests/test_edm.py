@@ -203,7 +203,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("case", COUNTS)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if i % 2 else []) for i, case in enumerate(COUNTS)])
 def test_published_sizes(case):
     """The public checkpoints: what the original's modules count with these options (the paper says 296 million of the last)."""
     module, resolution, options, parameters = COUNTS[case]

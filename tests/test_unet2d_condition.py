@@ -268,7 +268,7 @@ PUBLIC = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if i % 2 else []) for i, name in enumerate(PUBLIC)])
 def test_public_networks_have_their_tensors(name):
     options, count = PUBLIC[name]
     table = _rules.rules(shapes(UNet2DCondition(**options)), unet2d_condition.FAMILY.lists)

@@ -196,7 +196,10 @@ PUBLIC = {
 parameters: the first two are the published ones, the others are those of the original built from the same configuration."""
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+FEW = ("google/ddpm-celebahq-256, church, bedroom, cat", "google/ncsnpp-ffhq-1024")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in PUBLIC])
 def test_public_checkpoints(name):
     torch, diffusers = parity.original("torch"), parity.original("diffusers")
     config, count = PUBLIC[name]
