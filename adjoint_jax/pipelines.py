@@ -169,5 +169,5 @@ def text_to_image(
         network, args["uncond"] = cfg(network, guidance, rescale), _condition(modules, uncond, x_T)
     term = DiffusionTerm(scheduler.network(network, steps), scheduler.process, scheduler.prediction)
     grid, solver = scheduler.grid(steps) if grid is None else grid, scheduler.solver(steps) if solver is None else solver
-    latents = sample(term, float(scheduler.scale(steps)) * x_T, args, grid=grid, solver=solver, adjoint=adjoint, key=key, noise=noise)
+    latents = sample(term, scheduler.scale(steps) * x_T, args, grid=grid, solver=solver, adjoint=adjoint, key=key, noise=noise)
     return decode(modules, params, latents, tile=tile)
