@@ -324,7 +324,7 @@ def test_an_interrupted_save_leaves_no_checkpoint(tmp_path, monkeypatch):
         ((UNET, {"conv_in": PARAMS["conv_in"]}), "UNet2D to be saved do not fit its configuration: .* missing"),
         ((UNET, {"params": PARAMS}), "unexpected .*params.conv_in.weight"),
         ((CLASSIFIER.clone(features=(8,)), parameters(CLASSIFIER)), "misshapen|unexpected"),
-        ((nn.Dense(3), PARAMS), "cannot be saved: known are UNet2D, .*Conv"),
+        ((nn.Dense(3), PARAMS), "A Dense has no layout of files here: known are UNet2D, .*Conv"),
         ((UNET, PARAMS, {"_class_name": "ScoreSdeVpScheduler"}), "'ScoreSdeVpScheduler' has no process here"),
     ],
 )

@@ -25,7 +25,8 @@ def family_of(module: nn.Module) -> Family:
     for family in FAMILIES:
         if type(module) is family.module and all(getattr(module, field) == value for field, value in family.implied.items()):
             return family._replace(tensors=family.tensors_of(module)) if family.tensors_of else family
-    raise ValueError(f"A {type(module).__name__} cannot be saved: known are {', '.join(dict.fromkeys(each.module.__name__ for each in FAMILIES))}.")
+    known = ", ".join(dict.fromkeys(family.module.__name__ for family in FAMILIES))
+    raise ValueError(f"A {type(module).__name__} has no layout of files here: known are {known}; give one of these, not bound or wrapped.")
 
 
 def class_name(config: Mapping[str, Any]) -> Any:
