@@ -173,6 +173,8 @@ def text_to_image(
     """
     if (uncond is None) != (guidance is None):
         raise ValueError("Guidance is of two predictions: give both uncond and guidance, or neither.")
+    if isinstance(scheduler, Mapping):
+        raise ValueError("scheduler is a configuration, of which the process has to be made: give aj.from_scheduler_config(scheduler).")
     name, module = denoiser(modules)
     _vae(modules)
     if wrap is not None and "lora" not in params:
