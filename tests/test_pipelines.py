@@ -273,7 +273,7 @@ def test_says_what_does_not_fit():
         image({"unet": SD})
     with pytest.raises(ValueError, match=r"wrap reads params\['lora'\], which is missing"):
         image({"unet": SD, "vae": VAE}, wrap=with_lora)
-    with pytest.raises(ValueError, match="give aj.from_scheduler_config"):
+    with pytest.raises(ValueError, match=r"give aj\.from_scheduler_config"):
         image({"unet": SD, "vae": VAE}, scheduler={"_class_name": "DDIMScheduler"})
     for skip in (-1, TEXT.num_hidden_layers):  # SDXL leaves out one layer by itself
         with pytest.raises(ValueError, match=f"clip_skip={skip} leaves out more layers .* give 0 to {TEXT.num_hidden_layers - 1}"):
