@@ -387,6 +387,7 @@ def test_process_from_config(case):
         ({"trained_betas": [0.1, 1.5]}, "between 0 and 1"),
         ({"trained_betas": []}, "two numbers or more"),
         ({"_class_name": "ScoreSdeVeScheduler", "sigma_min": 50, "sigma_max": 0.01}, "rises from sigma_min > 0 to sigma_max; got 50 and 0.01"),
+        ({"_class_name": "ScoreSdeVeScheduler", "sigma_max": None}, "rises from sigma_min > 0 to sigma_max; got 0.01 and None"),
     ],
 )
 def test_scheduler_errors(config, message):

@@ -124,7 +124,7 @@ def process_from_config(config: Mapping[str, Any], floor: float = ABAR_FLOOR) ->
 
 def _sigmas(config: Mapping[str, Any]) -> tuple[float, float]:
     low, high = config.get("sigma_min", 0.01), config.get("sigma_max", 1348.0)
-    if not 0 < low < high < np.inf:
+    if not (all(isinstance(each, (int, float)) for each in (low, high)) and 0 < low < high < np.inf):
         raise ValueError(f"The noise of {EXPLODING} rises from sigma_min > 0 to sigma_max; got {low} and {high}: fetch its configuration again.")
     return float(low), float(high)
 
