@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._tokens import tokenize as tokenize
+from .models import UNet2DCondition
 from .models.autoencoder_kl import decode_tiled
 from .networks import cfg, linen
 from .sample import sample
@@ -53,7 +54,7 @@ def encode_prompt(modules: Modules, params: Params, tokens: Any, *, embeds: Any 
         embeds: None; or floats `[B, T, D]` in the place of the embeddings of the tokens, by name as the tokens, to differentiate in.
         clip_skip: leave out that many layers more. diffusers does so for the prompt, and never for the negative prompt.
 
-    Raises ValueError for tokens that are missing, and for a pipeline whose texts are encoded in another way.
+    Raises ValueError for tokens that are missing, layers that are not there, and a pipeline whose texts are encoded in another way.
     """
     names = [name for name in ENCODERS if name in modules]
     if not names or "unet" not in modules:
@@ -62,6 +63,9 @@ def encode_prompt(modules: Modules, params: Params, tokens: Any, *, embeds: Any 
     if missing := [name for name in names if tokens.get(name) is None]:
         raise ValueError(f"There are no tokens for {', '.join(missing)}: give a dict of tokens with {', '.join(names)}.")
     large = "text_encoder_2" in names
+    most = min(modules[name].num_hidden_layers for name in names) - large
+    if not 0 <= clip_skip <= most:
+        raise ValueError(f"clip_skip={clip_skip} leaves out more layers than there are, or fewer than none: give 0 to {most}.")
     outputs = {}
     for name in names:
         arguments = (jnp.asarray(tokens[name]), embeds.get(name), 0 if large else clip_skip)
@@ -91,12 +95,19 @@ def denoiser(modules: Modules) -> tuple[str, Any]:
     return found[0]
 
 
+def _vae(modules: Modules) -> Any:
+    if "vae" not in modules:
+        raise ValueError(f"Images are decoded by a vae, which this pipeline of {sorted(modules)} lacks: sample from its network by aj.sample.")
+    return modules["vae"]
+
+
 def _condition(modules: Modules, cond: Any, x: Array) -> Any:
     """`cond` with a row for each latent, and SDXL's sizes where they are missing and the image's own."""
-    if not isinstance(cond, Mapping):
+    _, module = denoiser(modules)
+    if isinstance(module, UNet2DCondition) and not isinstance(cond, Mapping):
         cond = {"encoder_hidden_states": cond}
-    if getattr(denoiser(modules)[1], "addition_embed_type", None) == "text_time" and "time_ids" not in cond:
-        factor = modules["vae"].factor
+    if getattr(module, "addition_embed_type", None) == "text_time" and "time_ids" not in cond:
+        factor = _vae(modules).factor
         cond = {**cond, "time_ids": size_ids(factor * x.shape[1], factor * x.shape[2])}
 
     def rows(name: str, value: Any) -> Any:
@@ -105,7 +116,7 @@ def _condition(modules: Modules, cond: Any, x: Array) -> Any:
             raise ValueError(f"{name} has {value.shape[0]} rows where x_T has {len(x)}: give one, or as many.")
         return jnp.broadcast_to(value, (len(x), *value.shape[1:])) if value.ndim else value
 
-    return {name: rows(name, value) for name, value in cond.items()}
+    return {name: rows(name, value) for name, value in cond.items()} if isinstance(cond, Mapping) else rows("cond", cond)
 
 
 def decode(
@@ -118,7 +129,7 @@ def decode(
         tile, overlap: decode tiles of that many latent pixels one after the other, in the memory of one, see `models.autoencoder_kl.decode_tiled`; an
             approximation, as everywhere. The overlap is a quarter of the tile unless given.
     """
-    vae = modules["vae"].clone(remat=remat)
+    vae = _vae(modules).clone(remat=remat)
     z = vae.from_latents(latents)
     if tile is not None:
         return decode_tiled(vae, params["vae"], z, tile=tile, overlap=tile // 4 if overlap is None else overlap)
@@ -162,12 +173,17 @@ def text_to_image(
     """
     if (uncond is None) != (guidance is None):
         raise ValueError("Guidance is of two predictions: give both uncond and guidance, or neither.")
+    if isinstance(scheduler, Mapping):
+        raise ValueError("scheduler is a configuration, of which the process has to be made: give aj.from_scheduler_config(scheduler).")
     name, module = denoiser(modules)
+    _vae(modules)
+    if wrap is not None and "lora" not in params:
+        raise ValueError("wrap reads params['lora'], which is missing: give the LoRA there, or merge it into the weights.")
     network = linen(module) if wrap is None else wrap(linen(module))
     args = {"params": params[name], **({} if wrap is None else {"lora": params["lora"]}), "cond": _condition(modules, cond, x_T)}
     if uncond is not None:
         network, args["uncond"] = cfg(network, guidance, rescale), _condition(modules, uncond, x_T)
     term = DiffusionTerm(scheduler.network(network, steps), scheduler.process, scheduler.prediction)
     grid, solver = scheduler.grid(steps) if grid is None else grid, scheduler.solver(steps) if solver is None else solver
-    latents = sample(term, float(scheduler.scale(steps)) * x_T, args, grid=grid, solver=solver, adjoint=adjoint, key=key, noise=noise)
+    latents = sample(term, scheduler.scale(steps) * x_T, args, grid=grid, solver=solver, adjoint=adjoint, key=key, noise=noise)
     return decode(modules, params, latents, tile=tile)

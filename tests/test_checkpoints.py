@@ -324,8 +324,8 @@ def test_an_interrupted_save_leaves_no_checkpoint(tmp_path, monkeypatch):
         ((UNET, {"conv_in": PARAMS["conv_in"]}), "UNet2D to be saved do not fit its configuration: .* missing"),
         ((UNET, {"params": PARAMS}), "unexpected .*params.conv_in.weight"),
         ((CLASSIFIER.clone(features=(8,)), parameters(CLASSIFIER)), "misshapen|unexpected"),
-        ((nn.Dense(3), PARAMS), "cannot be saved: known are UNet2D, .*Conv"),
-        ((UNET, PARAMS, {"_class_name": "ScoreSdeVeScheduler"}), "'ScoreSdeVeScheduler' has no process here"),
+        ((nn.Dense(3), PARAMS), "A Dense has no layout of files here: known are UNet2D, .*Conv"),
+        ((UNET, PARAMS, {"_class_name": "ScoreSdeVpScheduler"}), "'ScoreSdeVpScheduler' has no process here"),
     ],
 )
 def test_save_checks_before_it_writes(tmp_path, arguments, message):
@@ -386,6 +386,8 @@ def test_process_from_config(case):
         ({"prediction_type": "flow_prediction"}, "use_flow_sigmas"),
         ({"trained_betas": [0.1, 1.5]}, "between 0 and 1"),
         ({"trained_betas": []}, "two numbers or more"),
+        ({"_class_name": "ScoreSdeVeScheduler", "sigma_min": 50, "sigma_max": 0.01}, "rises from sigma_min > 0 to sigma_max; got 50 and 0.01"),
+        ({"_class_name": "ScoreSdeVeScheduler", "sigma_max": None}, "rises from sigma_min > 0 to sigma_max; got 0.01 and None"),
     ],
 )
 def test_scheduler_errors(config, message):

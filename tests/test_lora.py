@@ -226,6 +226,10 @@ def test_a_new_lora_makes_no_difference_and_is_written(tmp_path):
         save_lora(tmp_path / "y.safetensors", {"unet": {"a/kernel": trained[PLACES[Q]]}}, {"unet": UNET})
     with pytest.raises(ValueError, match="found 0 kernels for targets='to_x'"):
         init_lora(SHAPES, "to_x", 2, jax.random.key(0))
+    with pytest.raises(ValueError, match="is no regular expression"):
+        init_lora(SHAPES, "(", 2, jax.random.key(0))
+    with pytest.raises(ValueError, match="a LoRA of unet, and modules has transformer: give its network"):
+        save_lora(tmp_path / "y.safetensors", {"unet": trained}, {"transformer": UNET})
 
 
 @pytest.mark.parametrize("rooted", [False, True])

@@ -12,7 +12,7 @@ import adjoint_jax as aj
 from adjoint_jax import pipelines
 from adjoint_jax.checkpoints import load_pipeline
 from adjoint_jax.checkpoints.lora import init_lora, merge, with_lora
-from adjoint_jax.models import AutoencoderKL, CLIPText, UNet2DCondition
+from adjoint_jax.models import AutoencoderKL, CLIPText, DiT, UNet2DCondition
 
 PROMPT, NEGATIVE = "An owl's 12 low-lit  nests, naïve!", "blurry"
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -269,3 +269,18 @@ def test_says_what_does_not_fit():
         pipelines.encode_prompt({"unet": XL, "text_encoder": TEXT, "text_encoder_2": TEXT}, {}, jnp.zeros((1, 4), jnp.int32))
     with pytest.raises(ValueError, match="give cond itself"):
         pipelines.encode_prompt({"transformer": SD, "text_encoder": TEXT}, {}, jnp.zeros((1, 4), jnp.int32))
+    with pytest.raises(ValueError, match=r"decoded by a vae, which this pipeline of \['unet'\] lacks"):
+        image({"unet": SD})
+    with pytest.raises(ValueError, match=r"wrap reads params\['lora'\], which is missing"):
+        image({"unet": SD, "vae": VAE}, wrap=with_lora)
+    with pytest.raises(ValueError, match=r"give aj\.from_scheduler_config"):
+        image({"unet": SD, "vae": VAE}, scheduler={"_class_name": "DDIMScheduler"})
+    for skip in (-1, TEXT.num_hidden_layers):  # SDXL leaves out one layer by itself
+        with pytest.raises(ValueError, match=f"clip_skip={skip} leaves out more layers .* give 0 to {TEXT.num_hidden_layers - 1}"):
+            pipelines.encode_prompt({"unet": XL, "text_encoder_2": TEXT}, {}, {"text_encoder_2": jnp.zeros((1, 4), jnp.int32)}, clip_skip=skip)
+
+
+def test_a_condition_that_is_no_text_stays_as_it_is():
+    """A class's network in the place of the text's: its labels are handed on as they are given."""
+    labels = pipelines._condition({"transformer": DiT()}, jnp.zeros(1, jnp.int32), jnp.zeros((2, 4, 4, 4), jnp.float32))
+    assert (labels.shape, labels.dtype) == ((2,), jnp.int32)

@@ -281,6 +281,7 @@ def test_one_trace_and_single_precision(name):
     assert one == two
     assert hash(one) == hash(two)
     term = aj.DiffusionTerm(scheduler.network(network, 8), scheduler.process, scheduler.prediction)
+    assert type(scheduler.scale(8)) is float  # a numpy scalar would raise the dtype of x_T
     x = np.linspace(-2, 2, 6) * scheduler.scale(8)
     found = [
         aj.sample(term, jnp.asarray(x, d), jnp.asarray(0.5, d), grid=scheduler.grid(8), solver=scheduler.solver(8))

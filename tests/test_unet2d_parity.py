@@ -10,9 +10,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 from parity import QUICK, draws, nchw, nhwc, relative
 
-from adjoint_jax.checkpoints import _models, _rules, load_model, save
+from adjoint_jax.checkpoints import _models, _rules, load, load_model, save
 from adjoint_jax.models import UNet2D
 from adjoint_jax.models.unet2d._layers import ResnetBlock, TimeProjection, fir_down, fir_up
+from adjoint_jax.networks._predictions import conversions
+from adjoint_jax.splitting import level
 
 BASE = {
     "block_out_channels": [8, 16],
@@ -99,6 +101,31 @@ def test_equals_diffusers(tmp_path, case):
     mine, state = again.state_dict(), model.state_dict()
     assert list(mine) == list(state)
     assert all((mine[name] == state[name]).all() for name in state)
+
+
+def test_a_folder_of_ncsnpp_is_a_process(tmp_path):
+    """Told what `ScoreSdeVePipeline` tells its network, the score at its first and a middle level, and the mean of its predictor's step."""
+    torch, diffusers = parity.original("torch"), parity.original("diffusers")
+    config, steps = BASE | CASES["ncsnpp"], 11
+    model, scheduler = original(config), diffusers.ScoreSdeVeScheduler(sigma_min=0.01, sigma_max=50.0)
+    model.save_pretrained(tmp_path / "unet")
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    network, params, process, prediction = load(tmp_path)
+    assert (type(process).__name__, prediction, network == load(tmp_path).network) == ("VE", "score", True)
+    scheduler.set_timesteps(steps, sampling_eps=0.0)
+    scheduler.set_sigmas(steps, sampling_eps=0.0)
+    program = jax.jit(network, compiler_options=QUICK)
+    for i in (0, 5):
+        t, sigma, x = scheduler.timesteps[i], scheduler.sigmas[i], 3 * draws(2, 8, 8, 3, seed=i)
+        with torch.no_grad():
+            score = model(torch.from_numpy(nchw(x)), sigma * torch.ones(2)).sample
+        mean = scheduler.step_pred(score, t, torch.from_numpy(nchw(x))).prev_sample_mean
+        found = program(jnp.asarray(x), jnp.asarray(t.numpy()), {"params": params})
+        assert relative(found, nhwc(score.numpy())) < 1e-4
+        (of_x, of_p), _ = conversions(prediction, level(process, np.float64(t)))
+        ratio = float(np.exp(2 * (process.log_sigma(np.float64(scheduler.timesteps[i + 1])) - process.log_sigma(np.float64(t)))))
+        x0 = of_x * x + of_p * np.asarray(found, np.float64)
+        assert relative(x + (1 - ratio) * (x0 - x), nhwc(mean.numpy())) < 1e-4
 
 
 def test_blocks():

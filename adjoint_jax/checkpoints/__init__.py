@@ -113,8 +113,7 @@ def load(
         return Checkpoint(network, params, *family.process(module, scheduler))
     _values.check_scheduler(scheduler, file)
     process, prediction = _values.guarded(lambda: _betas.process_from_config(scheduler), file)
-    unit = _betas.time_unit(scheduler)
-    return Checkpoint(network if unit == 1 else _betas.ScaledTime(network, unit), params, process, prediction)
+    return Checkpoint(_betas.in_process_time(network, scheduler), params, process, prediction)
 
 
 def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None) -> None:
@@ -133,7 +132,6 @@ def save(path: str | os.PathLike[str], module: nn.Module, params: Mapping[str, A
     files: dict[str, Any] = {_files.weights_name(config): _tensors.writer(tensors.items())}
     if scheduler is not None:
         _values.check_scheduler(scheduler, "The scheduler to be saved")
-        if not _betas.is_flow(scheduler):
-            _betas.alphas_cumprod(scheduler)
+        _betas.process_from_config(scheduler)
         files[_files.SCHEDULER] = _files.to_json(scheduler)
     _files.write_folder(path, {**files, _files.CONFIG: _files.to_json(config)})

@@ -12,6 +12,8 @@ from ._families import FAMILIES
 from ._family import Family
 
 OURS = ("parent", "name", "remat")  # fields of a module that no configuration has
+# What diffusers' running average of weights writes into the configuration of any network, as in SDXL's inpainting.
+AVERAGING = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
 
 
 def _fields(family: Family) -> list[str]:
@@ -23,7 +25,8 @@ def family_of(module: nn.Module) -> Family:
     for family in FAMILIES:
         if type(module) is family.module and all(getattr(module, field) == value for field, value in family.implied.items()):
             return family._replace(tensors=family.tensors_of(module)) if family.tensors_of else family
-    raise ValueError(f"A {type(module).__name__} cannot be saved: known are {', '.join(dict.fromkeys(each.module.__name__ for each in FAMILIES))}.")
+    known = ", ".join(dict.fromkeys(family.module.__name__ for family in FAMILIES))
+    raise ValueError(f"A {type(module).__name__} has no layout of files here: known are {known}; give one of these, not bound or wrapped.")
 
 
 def class_name(config: Mapping[str, Any]) -> Any:
@@ -52,7 +55,7 @@ def _family_named(config: Mapping[str, Any], source: str) -> Family:
 
 def _refused(config: Mapping[str, Any], family: Family) -> list[str]:
     """Each entry of a configuration that changes the arithmetic and is not implemented."""
-    known = {*_fields(family), *family.fixed, *family.ignored}
+    known = {*_fields(family), *family.fixed, *family.ignored, *AVERAGING}
     refused = [f"{key}={config[key]!r} (only {values[0]!r})" for key, values in family.fixed.items() if key in config and config[key] not in values]
     return refused + [f"{key}={value!r} (unknown)" for key, value in config.items() if key not in known and not key.startswith("_")]
 

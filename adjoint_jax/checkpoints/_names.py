@@ -1,6 +1,7 @@
-"""Names of tensors that several families share, as older files spell them."""
+"""Names of tensors and blocks that several families share, as older files spell them."""
 
 import re
+from typing import Any
 
 from ._family import Named
 
@@ -12,3 +13,9 @@ def attention_names(named: Named) -> Named:
     """The tensors of a diffusers file of any year under the names that today's files give them."""
     pattern = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
     return [(pattern.sub(lambda match: OLD[match[1]], name), tensor) for name, tensor in named]
+
+
+def block_names(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a UNet of any year; the first releases called the blocks UNetResDownBlock2D and so on."""
+    kinds = {key: [kind.removeprefix("UNetRes") for kind in config[key]] for key in ("down_block_types", "up_block_types") if key in config}
+    return config | kinds

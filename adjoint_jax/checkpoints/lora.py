@@ -105,9 +105,13 @@ def init_lora(params: Mapping[str, Any], targets: str, rank: int, key: Any, *, a
         key: a kernel's draw depends on the key and on its path alone.
         alpha: r where it is None, so that the scale is 1.
 
-    Raises ValueError where no kernel is a target, or the rank is not positive.
+    Raises ValueError where no kernel is a target, the targets are no regular expression, or the rank is not positive.
     """
-    kernels = {name: leaf for name, leaf in _lora_files.kernels(params).items() if re.search(targets, name)}
+    try:
+        pattern = re.compile(targets)
+    except re.error as error:
+        raise ValueError(f"targets={targets!r} is no regular expression ({error}): give one, as to_q, or to_[qkv]/.") from error
+    kernels = {name: leaf for name, leaf in _lora_files.kernels(params).items() if pattern.search(name)}
     if rank < 1 or not kernels:
         raise ValueError(
             f"init_lora found {len(kernels)} kernels for targets={targets!r}, rank={rank}: paths are like {[*_lora_files.kernels(params)][:3]}."
@@ -167,11 +171,13 @@ def save_lora(path: str | os.PathLike[str], loras: Mapping[str, Mapping[str, Fac
         path: of the file, `*.safetensors`, or an existing folder, where it is called `pytorch_lora_weights.safetensors`.
         loras, modules: by part, as `load_lora` gives and takes them. bfloat16 is written as float32.
 
-    Raises FileExistsError for a file in use; ValueError where a LoRA corrects what its network does not have.
+    Raises FileExistsError for a file in use; ValueError where a LoRA corrects what its network does not have, or has no network.
     """
     file = Path(path) / _lora_files.FILES[0] if Path(path).is_dir() else Path(path)
     if file.exists() or file.suffix != ".safetensors":
         raise FileExistsError(f"{file} exists or is not called *.safetensors: give the path of a new file.")
+    if absent := sorted(set(loras) - set(modules)):
+        raise ValueError(f"There is a LoRA of {', '.join(absent)}, and modules has {', '.join(sorted(modules)) or 'none'}: give its network there.")
     tensors: dict[str, np.ndarray] = {}
     for part, lora in loras.items():
         names = {place: (name, kernel.shape) for name, (place, kernel) in _lora_files.layers(modules[part]).kernels.items()}

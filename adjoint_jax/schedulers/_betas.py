@@ -10,6 +10,8 @@ The discrete schedulers of diffusers share the betas of DDPM, beta_i for i = 0 .
     CogVideoX          abar_i <- abar_i / (k + (1 - k) abar_i), before that: k times as much noise, sigma^2/alpha^2
 
 Everything is float64 here and float32 there, so that the two agree to about 1e-6.
+
+`ScoreSdeVeScheduler`, of NCSN++, is the process `VE`: its network is told sigma(t) and answers with the score.
 """
 
 from collections.abc import Mapping
@@ -19,11 +21,12 @@ import equinox as eqx
 import numpy as np
 
 from ..networks import as_pytree
-from ..processes import FlowMatching, VPDiscrete, zero_terminal_snr
+from ..processes import VE, FlowMatching, VPDiscrete, zero_terminal_snr
 from ..processes.preserving import ABAR_FLOOR
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+EXPLODING = "ScoreSdeVeScheduler"
 # What a key left out of the file means: (beta_start, beta_end, beta_schedule) of each class.
 _DDPM, _LDM = (1e-4, 0.02, "linear"), (0.00085, 0.012, "linear")
 _LCM = (*_LDM[:2], "scaled_linear")
@@ -47,10 +50,21 @@ class ScaledTime(eqx.Module):
         return self.network(x, self.unit * t, args)
 
 
+class NoiseTime(eqx.Module):
+    """A network of the process `VE` that is told sigma(t) in the place of t."""
+
+    network: Any = eqx.field(converter=as_pytree)
+    sigmas: tuple[float, float] = eqx.field(static=True)
+
+    def __call__(self, x, t, args):
+        return self.network(x, VE(*self.sigmas).sigma(t), args)
+
+
 def _class_name(config: Mapping[str, Any]) -> str:
     name = config.get("_class_name", "DDPMScheduler")
-    if name not in DEFAULTS and name not in FLOWS:
-        raise ValueError(f"The scheduler {name!r} has no process here: known are {', '.join([*DEFAULTS, *FLOWS])}.")
+    known = (*DEFAULTS, *FLOWS, EXPLODING)
+    if name not in known:
+        raise ValueError(f"The scheduler {name!r} has no process here: known are {', '.join(known)}.")
     return name
 
 
@@ -93,10 +107,12 @@ def process_from_config(config: Mapping[str, Any], floor: float = ABAR_FLOOR) ->
         config: the contents of `scheduler_config.json`; a key left out has its scheduler's default, an empty one is DDPM's.
         floor: as `alphas_cumprod`.
 
-    Returns `VPDiscrete` (t = training step) or `FlowMatching` (t in [0, 1]; the network's own time is `time_unit(config)` times as much),
-    and one of "eps" "x0" "v" "flow".
-    Raises ValueError for a scheduler, schedule or prediction_type that is not known.
+    Returns `VPDiscrete` (t = training step), `FlowMatching` or `VE` (t in [0, 1]; `in_process_time` tells the network its own), and one of
+    "eps" "x0" "v" "flow" "score".
+    Raises ValueError for a scheduler, schedule or prediction_type that is not known, or noise levels that do not rise.
     """
+    if _class_name(config) == EXPLODING:
+        return VE(*_sigmas(config)), "score"
     flow = is_flow(config)
     kind = config.get("prediction_type", "flow_prediction" if _class_name(config) in FLOWS else "epsilon")
     if kind not in PREDICTIONS:
@@ -106,6 +122,15 @@ def process_from_config(config: Mapping[str, Any], floor: float = ABAR_FLOOR) ->
     return FlowMatching() if flow else VPDiscrete(alphas_cumprod(config, floor)), PREDICTIONS[kind]
 
 
-def time_unit(config: Mapping[str, Any]) -> float:
-    """What the process's time is multiplied by before the network sees it: the number of training steps for a flow, else one."""
-    return float(config.get("num_train_timesteps", 1000)) if is_flow(config) else 1.0
+def _sigmas(config: Mapping[str, Any]) -> tuple[float, float]:
+    low, high = config.get("sigma_min", 0.01), config.get("sigma_max", 1348.0)
+    if not (all(isinstance(each, (int, float)) for each in (low, high)) and 0 < low < high < np.inf):
+        raise ValueError(f"The noise of {EXPLODING} rises from sigma_min > 0 to sigma_max; got {low} and {high}: fetch its configuration again.")
+    return float(low), float(high)
+
+
+def in_process_time(network: Any, config: Mapping[str, Any]) -> Any:
+    """The network called at the process's time: told as many training steps for a flow, sigma(t) for `VE`, else t itself."""
+    if _class_name(config) == EXPLODING:
+        return NoiseTime(network, _sigmas(config))
+    return ScaledTime(network, float(config.get("num_train_timesteps", 1000))) if is_flow(config) else network

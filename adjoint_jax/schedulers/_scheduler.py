@@ -5,6 +5,7 @@ The state of every scheduler of a table of betas is the variance-preserving one 
 schedulers, and Euler's that is told log(sigma)/4, keep x = x0 + sigma eps.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,8 @@ class Scheduler:
             return 1.0
         rho = float(np.exp(-self.process.lam(self.grid(steps)[0])))
         wide = name not in LEVELLED or self.options["timestep_spacing"] == "leading"
-        return (np.hypot(rho, 1.0) if wide else rho) / (1.0 if edm else np.hypot(rho, 1.0))
+        grown = math.hypot(rho, 1.0)
+        return (grown if wide else rho) / (1.0 if edm else grown)
 
     def network(self, network: Any, steps: int) -> Any:
         """The network, told what the scheduler would tell it on `steps` steps: t is a training step, or EDM's noise condition.

@@ -120,8 +120,6 @@ def _folder(source: str | os.PathLike[str], *, variant: str | None, revision: st
 
 def _checked(part: Part) -> Part:
     """The part with its tensors in today's words, each of which has its place in the module and fills it."""
-    if not _models.known(_models.class_name(part.config)):
-        return part
     module, shapes = _models.read(part.config, f"The configuration of {part.source}")
     family = _models.family_of(module)
     named = _tensors.floats(family.tensors(list(part.tensors.items())), part.source)

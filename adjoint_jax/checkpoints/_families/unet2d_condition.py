@@ -4,6 +4,7 @@ from typing import Any
 
 from ...models import UNet2DCondition
 from .._family import Family
+from .._names import block_names
 
 FIXED: dict[str, tuple[Any, ...]] = {
     "num_attention_heads": (None,),  # refused by diffusers too: there, attention_head_dim is the number of heads
@@ -14,21 +15,11 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def to_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """The first releases called the blocks UNetResDownBlock2D and so on; a list may hold lists."""
-    kinds = {key: [kind.removeprefix("UNetRes") for kind in config[key]] for key in ("down_block_types", "up_block_types") if key in config}
-    return {key: _tuples(value) for key, value in (config | kinds).items()}
-
-
 FAMILY = Family(
     UNet2DCondition,
     "UNet2DConditionModel",
     fixed=FIXED,
     ignored=("sample_size",),
     lists=("down_blocks", "up_blocks", "resnets", "attentions", "transformer_blocks", "downsamplers", "upsamplers", "to_out", "net"),
-    to_fields=to_fields,
+    to_fields=block_names,
 )
