@@ -40,11 +40,15 @@ def _listed(folder: Path) -> dict[str, str]:
     for name, entry in config.items():
         if not name.startswith("_") and isinstance(entry, list):
             if not _files.plain(name) or len(entry) != 2 or not all(isinstance(each, str) or each is None for each in entry):
-                raise ValueError(f"{source} has {name!r}: {str(entry)[:100]} where a name and a pair of library and class were expected.")
+                raise ValueError(
+                    f"{source} has {_files.shown(repr(name))}: {_files.shown(repr(entry))} where a name and a pair of library and class were expected."
+                )
             if entry[1] is not None:
                 listed[name] = entry[1]
     if not any(name in listed for name in _files.DENOISERS):
-        raise ValueError(f"{source} names no unet and no transformer, but {', '.join(sorted(listed)) or 'nothing'}: use load_model with subfolder=.")
+        raise ValueError(
+            f"{source} names no unet and no transformer, but {_files.listed(sorted(listed), 10) or 'nothing'}: use load_model with subfolder=."
+        )
     return listed
 
 

@@ -67,9 +67,7 @@ class Case:
     def tensors(self) -> dict[str, np.ndarray]:
         header, data = self.header()
         header.pop("__metadata__", None)
-        return {
-            name: np.frombuffer(data[slice(*entry["data_offsets"])], np.float32).reshape(entry["shape"]).copy() for name, entry in header.items()
-        }
+        return {name: np.frombuffer(data[slice(*entry["data_offsets"])], np.float32).reshape(entry["shape"]).copy() for name, entry in header.items()}
 
     def store(self, tensors: dict[str, np.ndarray]) -> None:
         write(self.weights, tensors)

@@ -50,7 +50,13 @@ OPTIONS: dict[str, Any] = {
     "num_attention_heads": [1, 2, 3, 4],
     "num_heads": [1, 2, 3, 4],
     "num_head_channels": [8, 16, 5, -1, 0],
-    "down_block_types": [["DownBlock2D"], ["AttnDownBlock2D"] * 2, ["CrossAttnDownBlock2D"], ["ResnetDownsampleBlock2D"], ["SimpleCrossAttnDownBlock2D"]],
+    "down_block_types": [
+        ["DownBlock2D"],
+        ["AttnDownBlock2D"] * 2,
+        ["CrossAttnDownBlock2D"],
+        ["ResnetDownsampleBlock2D"],
+        ["SimpleCrossAttnDownBlock2D"],
+    ],
     "up_block_types": [["UpBlock2D"], ["AttnUpBlock2D"], ["CrossAttnUpBlock2D"], ["ResnetUpsampleBlock2D"], ["UpDecoderBlock2D"]],
     "embedding_type": ["fourier", "positional", "zero"],
     "encoder_type": ["residual", "skip", "standard"],
@@ -211,7 +217,9 @@ BAD_PAIRS: tuple[Any, ...] = (
 def component(case: Case) -> str:
     path = case.folder / "model_index.json"
     index = load(path)
-    name = case.pick([*(key for key in index if not key.startswith("_")), "../unet", "/etc", "transformer", "x\ny", ".", "unet/../vae", "x" * 3000, ""])
+    name = case.pick(
+        [*(key for key in index if not key.startswith("_")), "../unet", "/etc", "transformer", "x\ny", ".", "unet/../vae", "x" * 3000, ""]
+    )
     value = case.pick(BAD_PAIRS)
     path.write_text(json.dumps(index | {name: value}))
     return f"{name[:20]!r} {str(value)[:40]}"

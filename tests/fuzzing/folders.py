@@ -73,14 +73,18 @@ def something_else_in_its_place(case: Case) -> str:
 @mutation(*ALL, weight=3)
 def file_renamed(case: Case) -> str:
     path = any_file(case)
-    new = case.pick(["x.safetensors", "model.bin", f"{path.name}.bak", path.name.upper(), f".{path.name}", "config.json.txt", "a\nb.safetensors", "model.ckpt"])
+    new = case.pick(
+        ["x.safetensors", "model.bin", f"{path.name}.bak", path.name.upper(), f".{path.name}", "config.json.txt", "a\nb.safetensors", "model.ckpt"]
+    )
     path.rename(path.with_name(new))
     return f"{path.name} to {new!r}"
 
 
 @mutation(*FOLDERS, "lora", weight=4)
 def pickle_beside(case: Case) -> str:
-    name = case.pick(["pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pt", "model.ckpt", "weights.pkl", "pytorch_lora_weights.bin", "adapter_model.bin"])
+    name = case.pick(
+        ["pytorch_model.bin", "diffusion_pytorch_model.bin", "model.pt", "model.ckpt", "weights.pkl", "pytorch_lora_weights.bin", "adapter_model.bin"]
+    )
     (case.model / name).write_bytes(pickled(case))
     return name
 

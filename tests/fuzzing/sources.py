@@ -1,6 +1,7 @@
 """Damage to the files that `convert` reads by torch: pickles with code, with more than tensors, half written."""
 
 import pickle
+import warnings
 import zipfile
 
 import numpy as np
@@ -14,6 +15,7 @@ def torch_or_none():
         import torch
     except ImportError:
         return None
+    torch.set_num_threads(1)
     return torch
 
 
@@ -24,6 +26,7 @@ def torch_file(case: Case) -> str:
     path.unlink()
     case.suffix = case.pick([".ckpt", ".pt", ".pth", ".bin"])
     target = path.with_suffix(case.suffix)
+    warnings.simplefilter("ignore")  # torch's, of what it does not like either
     if torch is None:
         target.write_bytes(b"\x80\x02}.")
         return "without torch"

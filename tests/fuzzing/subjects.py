@@ -131,7 +131,8 @@ def build(root: Path) -> list[Subject]:
         subjects.append(Subject(name, "model", root / name))
     unet = MODULES["UNet2DCondition"]
     factors = lora.init_lora(params["UNet2DCondition"], LORA, 2, jax.random.key(0))
-    factors = {path: each._replace(up=each.up + 1) for path, each in factors.items()}
+    rng = np.random.default_rng(1)
+    factors = {path: each._replace(up=jnp.asarray(rng.normal(size=each.up.shape), jnp.float32)) for path, each in factors.items()}
     (root / "LoRA").mkdir()
     lora.save_lora(root / "LoRA", {"unet": factors}, {"unet": unet})
     subjects.append(Subject("LoRA", "lora", root / "LoRA", {"unet": unet}))

@@ -132,7 +132,9 @@ def renamed(case: Case) -> str:
 @mutation(*TENSORS, weight=2)
 def added(case: Case) -> str:
     tensors = case.tensors()
-    other = case.pick([*ODD[:3], *ODD[4:], "input_blocks.1.1", "output_blocks.3", "output_blocks.x.in_layers.0.weight", "ema_model.x", "a.lora_A.weight"])
+    other = case.pick(
+        [*ODD[:3], *ODD[4:], "input_blocks.1.1", "output_blocks.3", "output_blocks.x.in_layers.0.weight", "ema_model.x", "a.lora_A.weight"]
+    )
     for i in range(case.pick([1, 3, 40])):
         tensors[f"{other}{i or ''}"] = np.ones(case.pick([(), (0,), (2,), (1, 1), (3, 4)]), np.float32)
     case.store(tensors)
@@ -170,7 +172,14 @@ def reshaped(case: Case) -> str:
     tensors = case.tensors()
     name = case.pick(tensors)
     x = tensors[name]
-    ways = {"flat": x.reshape(-1), "transposed": x.T, "longer": x[None], "scalar": x.reshape(-1)[0].reshape(()), "empty": x[:0], "half": x[: len(x) // 2]}
+    ways = {
+        "flat": x.reshape(-1),
+        "transposed": x.T,
+        "longer": x[None],
+        "scalar": x.reshape(-1)[0].reshape(()),
+        "empty": x[:0],
+        "half": x[: len(x) // 2],
+    }
     how = case.pick(ways)
     tensors[name] = ways[how]
     case.store(tensors)
@@ -241,7 +250,7 @@ def overflows_float32(case: Case) -> None:
 def peft_metadata(case: Case) -> str:
     options = [
         {"r": 2}, {"lora_alpha": -1}, {"lora_alpha": "4"}, {"unet.lora_alpha": float("nan")}, {"lora_alpha": 10**400}, {"alpha_pattern": {"(": 1}},
-        {"alpha_pattern": []}, {"alpha_pattern": {"(a+)+$": 1.0}}, {"alpha_pattern": {"x": None}}, {"use_dora": True}, {"use_rslora": "no"}, {"bias": "all"},
+        {"alpha_pattern": []}, {"alpha_pattern": {"(a+)+$": 1.0}}, {"alpha_pattern": {"x": None}}, {"alpha_pattern": {"(.*)*(.*)*(.*)*x": 1}}, {"alpha_pattern": {".*" * 20 + "x": 1}}, {"alpha_pattern": {"to_q": 4}}, {"use_dora": True}, {"use_rslora": "no"}, {"bias": "all"},
         {"modules_to_save": ["x"]}, {"peft_type": "LOHA"}, {"init_lora_weights": "pissa"}, {"peft_type": {"a": 1}}, {"bias": ["x" * 9000]},
         {"alpha_pattern": {"((((((a*)*)*)*)*)*)*b": 1}}, {"lora_alpha": True}, {"unet": {"lora_alpha": 3}}, {"init_lora_weights": "pissa" + "x" * 9000},
     ]  # fmt: skip
@@ -258,9 +267,21 @@ def other_adapter(case: Case) -> str:
     stem = name.removesuffix(".lora_A.weight")
     extra = {
         f"{stem}.{key}": np.ones(1, np.float32)
-        for key in ("lora_magnitude_vector", "hada_w1_a", "lokr_w1", "diff_b", "alpha", "lora_mid.weight", "lora_B.bias", "lora.down.weight", "alphas")
+        for key in (
+            "lora_magnitude_vector",
+            "hada_w1_a",
+            "lokr_w1",
+            "diff_b",
+            "alpha",
+            "lora_mid.weight",
+            "lora_B.bias",
+            "lora.down.weight",
+            "alphas",
+        )
     }
     key = case.pick(extra)
-    value = case.pick([extra[key], np.float32(np.nan) * extra[key], np.zeros((0,), np.float32), np.ones((2, 2), np.float32), np.zeros((), np.float32)])
+    value = case.pick(
+        [extra[key], np.float32(np.nan) * extra[key], np.zeros((0,), np.float32), np.ones((2, 2), np.float32), np.zeros((), np.float32)]
+    )
     case.store(tensors | {key: value})
     return key.removeprefix(stem)
