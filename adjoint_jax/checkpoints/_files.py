@@ -35,12 +35,12 @@ def shown(value: Any, most: int = 100) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def listed(names: Iterable[Any], most: int, separator: str = ", ") -> str:
+def listed(names: Iterable[Any], most: int, each: int = 100) -> str:
     """The first names, and how many more there are."""
     texts, names = [], list(names)
     while len(texts) < min(most, len(names)) and sum(map(len, texts)) < ROOM:
-        texts.append(shown(names[len(texts)]))
-    return separator.join(texts) + (f" and {len(names) - len(texts)} more" if len(names) > len(texts) else "")
+        texts.append(shown(names[len(texts)], each))
+    return ", ".join(texts) + (f" and {len(names) - len(texts)} more" if len(names) > len(texts) else "")
 
 
 def plain(name: Any) -> bool:
@@ -76,7 +76,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the name {shown(next(name for name in names if names.count(name) > 1))} stands twice")
+        raise ValueError(f"the name {shown(repr(next(name for name in names if names.count(name) > 1)))} stands twice")
     return value
 
 

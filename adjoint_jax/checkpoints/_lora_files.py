@@ -100,7 +100,8 @@ def _checked(config: dict[str, Any], source: Any) -> dict[str, Any]:
 
     if odd := [key for key, value in config.items() if not sound(key.rpartition(".")[2], value)]:
         raise ValueError(
-            f"{source} has {_files.shown(odd[0])}={_files.shown(repr(config[odd[0]]))} where a number, or numbers by pattern, were expected: fetch it again."
+            f"{source} has {_files.shown(odd[0])}={_files.shown(repr(config[odd[0]]))} where a number, "
+            "or numbers by pattern, were expected: fetch it again."
         )
     return config
 
@@ -114,7 +115,7 @@ def foreign(config: Mapping[str, Any]) -> list[str]:
         for key, value in entries
         if key == "init_lora_weights" and str(value).lower().startswith(FOREIGN)
     ]
-    return [f"its configuration has {_files.listed(odd, 5)}, which is not W + scale up down"] if odd else []
+    return [f"its configuration has {_files.listed(odd, 5, 300)}, which is not W + scale up down"] if odd else []
 
 
 def gather(named: Any, tables: Mapping[str, Layers], drop: Sequence[str]) -> tuple[dict[tuple[str, str], dict[str, np.ndarray]], list[str]]:

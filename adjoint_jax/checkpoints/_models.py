@@ -73,7 +73,7 @@ def _build(config: Mapping[str, Any], source: str) -> nn.Module:
     given = family.to_fields({key: value for key, value in config.items() if key != "architectures"})
     if refused := _refused(given, family):
         name = family.module.__name__
-        raise ValueError(f"{source} has options that {name} does not compute: {_files.listed(refused, 10)}; drop those that mean nothing.")
+        raise ValueError(f"{source} has options that {name} does not compute: {_files.listed(refused, 10, 300)}; drop those that mean nothing.")
     _values.check(family.module, given, source)
     own = set(_fields(family))
     return family.module(**{key: _frozen(value) for key, value in given.items() if key in own}, **family.implied)

@@ -41,7 +41,7 @@ def _listed(folder: Path) -> dict[str, str]:
         if not name.startswith("_") and isinstance(entry, list):
             if not _files.plain(name) or len(entry) != 2 or not all(isinstance(each, str) or each is None for each in entry):
                 raise ValueError(
-                    f"{source} has {_files.shown(repr(name))}: {_files.shown(repr(entry))} where a name and a pair of library and class were expected."
+                    f"{source} has {_files.shown(repr(name))}: {_files.shown(repr(entry))} where a name and a pair of names were expected."
                 )
             if entry[1] is not None:
                 listed[name] = entry[1]

@@ -109,7 +109,7 @@ def read(path: Path) -> Named:
         problems += [f"{file[:60]} has {name} beyond" for name in sorted(found - expected)]
         named += tensors
     if problems:
-        raise ValueError(f"{path} does not fit its files: {_files.listed(problems, 20)}; fetch the folder again.")
+        raise ValueError(f"{path} does not fit its files: {_files.listed(problems, 20, 200)}; fetch the folder again.")
     return named
 
 

@@ -105,7 +105,9 @@ def check(module: type[nn.Module], given: Mapping[str, Any], source: Any) -> Non
         if wanted:
             problems.append(f"{field.name}={_short(value)} ({wanted} was expected)")
     if problems:
-        raise ValueError(f"{source} has a value of the wrong kind: {_files.listed(problems, 10)}; compare it with one that diffusers wrote.")
+        raise ValueError(
+            f"{source} has a value of the wrong kind: {_files.listed(problems, 10, 2 * TEXT)}; compare it with one that diffusers wrote."
+        )
 
 
 def check_scheduler(config: Mapping[str, Any], source: Any) -> None:

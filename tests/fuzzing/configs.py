@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from .case import ALL, FOLDERS, Case, mutation
-from .subjects import MODULES
+from .subjects import END, MODULES
 
 NESTED = "[" * 100_000
 KINDS: dict[str, Any] = {
@@ -80,7 +80,8 @@ OPTIONS: dict[str, Any] = {
     "beta_schedule": ["linear", "squaredcos_cap_v2", "exp"],
 }
 MORE: dict[str, Any] = {
-    "upcast": True, "encoder_hid_dim": 8, "dropout_rate": 0.1, "norm_epss": 1e-6, "a\nb": 1, "x" * 20_000: 1, "__init__": "x", "parent": 1, "name": "x",
+    "upcast": True, "encoder_hid_dim": 8, "dropout_rate": 0.1, "norm_epss": 1e-6, "a\nb": 1, "x" * 20_000: 1, "__init__": "x",
+    "parent": 1, "name": "x",
     "remat": True, "auto_map": {"AutoModel": "evil.Evil"}, "quantization_config": {"bits": 4}, "self": 1, "": 0, "\ud800": 1, "norm_eps ": 3,
     "text_config": {"hidden_size": 8}, "text_config_dict": [1], "num_attention_heads": 2, "with_projection": False, "dummy_inputs": 3,
 }  # fmt: skip
@@ -177,8 +178,10 @@ def not_json(case: Case) -> str:
     path = chosen(case)[0]
     raw = path.read_bytes()
     texts = [
-        b"", b"{", b"[]", b"null", b"5", b'"x"', raw[:-2], raw + b"}", raw + raw, b"\xff\xfe" + raw, b"\x80\x04\x95", NESTED.encode(), b'{"a":' * 50_000,
-        b"\xef\xbb\xbf" + raw, raw.decode().encode("utf-16"), b"{" + b" " * 2**20, b'{"x": ' + b"9" * 5000 + b"}", raw.replace(b":", b"=", 1), b"{}", b"\x00" * 50,
+        b"", b"{", b"[]", b"null", b"5", b'"x"', raw[:-2], raw + b"}", raw + raw, b"\xff\xfe" + raw, b"\x80\x04\x95",
+        NESTED.encode(), b'{"a":' * 50_000,
+        b"\xef\xbb\xbf" + raw, raw.decode().encode("utf-16"), b"{" + b" " * 2**20, b'{"x": ' + b"9" * 5000 + b"}", raw.replace(b":", b"=", 1),
+        b"{}", b"\x00" * 50,
     ]  # fmt: skip
     text = case.pick(texts)
     path.write_bytes(text)
@@ -254,8 +257,9 @@ def tokenizer_json(case: Case) -> str:
 def special_tokens(case: Case) -> str:
     name = case.pick(["tokenizer_config.json", "special_tokens_map.json"])
     key = case.pick(["pad_token", "bos_token", "eos_token", "unk_token", "added_tokens_decoder", "model_max_length"])
-    value = case.pick([None, 5, [], {}, {"content": 5}, {"content": "<|endoftext|>", "lstrip": "x"}, "absent", "a\nb", {"x": {"content": "y"}}, {"-1": "y"},
-                       {"0": None}, {"0": {"content": "l", "special": "no"}}, -3, float("nan"), float("inf"), 10**30, "x" * 9000, 60_000])  # fmt: skip
+    value = case.pick([None, 5, [], {}, {"content": 5}, {"content": END, "lstrip": "x"}, "absent", "a\nb", {"x": {"content": "y"}}, {"-1": "y"},
+                       {"0": None}, {"0": {"content": "l", "special": "no"}}, -3, float("nan"), float("inf"), 10**30,
+                       "x" * 9000, 60_000])  # fmt: skip
     path = case.folder / name
     path.write_text(json.dumps(load(path) | {key: value}))
     return f"{name} {key} {str(value)[:30]}"

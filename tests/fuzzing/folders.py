@@ -145,8 +145,8 @@ def shard(case: Case) -> dict[str, str]:
 
 
 PLACES = (
-    "../outside.safetensors", "/tmp/outside.safetensors", "..", ".", "", "a/b.safetensors", "x.bin", "model.bin", "C:\\x.safetensors", "absent.safetensors", None,
-    5, [], "a\nb.safetensors", "x" * 300 + ".safetensors", "./{0}", "{0}/", "{0}\x00", "x" * 9000, "\ud800.safetensors",
+    "../outside.safetensors", "/tmp/outside.safetensors", "..", ".", "", "a/b.safetensors", "x.bin", "model.bin", "C:\\x.safetensors",
+    "absent.safetensors", None, 5, [], "a\nb.safetensors", "x" * 300 + ".safetensors", "./{0}", "{0}/", "{0}\x00", "x" * 9000, "\ud800.safetensors",
 )  # fmt: skip
 
 
@@ -156,8 +156,10 @@ def shards(case: Case) -> str:
     index = where / case.weights.name.replace(".safetensors", ".safetensors.index.json")
     places = shard(case)
     files = sorted(set(places.values()))
-    ways = ["sound", "elsewhere", "elsewhere", "elsewhere", "swapped", "missing file", "extra file", "not listed", "not there", "one file twice", "total",
-            "empty", "no map", "list", "index twice", "renamed", "outside", "loop", "pipe", "folder", "pickle", "all pickles", "same", "chain"]  # fmt: skip
+    ways = ["sound", "elsewhere", "elsewhere", "elsewhere", "swapped", "missing file", "extra file", "not listed", "not there",
+            "one file twice", "total",
+            "empty", "no map", "list", "index twice", "renamed", "outside", "loop", "pipe", "folder", "pickle", "all pickles",
+            "same", "chain"]  # fmt: skip
     how = case.pick(ways)
     first, name = where / files[0], case.pick(places)
     value = {"metadata": {"total_size": 1}, "weight_map": places}

@@ -250,9 +250,12 @@ def overflows_float32(case: Case) -> None:
 def peft_metadata(case: Case) -> str:
     options = [
         {"r": 2}, {"lora_alpha": -1}, {"lora_alpha": "4"}, {"unet.lora_alpha": float("nan")}, {"lora_alpha": 10**400}, {"alpha_pattern": {"(": 1}},
-        {"alpha_pattern": []}, {"alpha_pattern": {"(a+)+$": 1.0}}, {"alpha_pattern": {"x": None}}, {"alpha_pattern": {"(.*)*(.*)*(.*)*x": 1}}, {"alpha_pattern": {".*" * 20 + "x": 1}}, {"alpha_pattern": {"to_q": 4}}, {"use_dora": True}, {"use_rslora": "no"}, {"bias": "all"},
+        {"alpha_pattern": []}, {"alpha_pattern": {"(a+)+$": 1.0}}, {"alpha_pattern": {"x": None}},
+        {"alpha_pattern": {"(.*)*(.*)*(.*)*x": 1}}, {"alpha_pattern": {".*" * 20 + "x": 1}}, {"alpha_pattern": {"to_q": 4}},
+        {"use_dora": True}, {"use_rslora": "no"}, {"bias": "all"},
         {"modules_to_save": ["x"]}, {"peft_type": "LOHA"}, {"init_lora_weights": "pissa"}, {"peft_type": {"a": 1}}, {"bias": ["x" * 9000]},
-        {"alpha_pattern": {"((((((a*)*)*)*)*)*)*b": 1}}, {"lora_alpha": True}, {"unet": {"lora_alpha": 3}}, {"init_lora_weights": "pissa" + "x" * 9000},
+        {"alpha_pattern": {"((((((a*)*)*)*)*)*)*b": 1}}, {"lora_alpha": True}, {"unet": {"lora_alpha": 3}},
+        {"init_lora_weights": "pissa" + "x" * 9000},
     ]  # fmt: skip
     value = case.pick(options)
     text = case.pick([json.dumps(value), json.dumps(value), json.dumps([value]), json.dumps(value)[:-1], '{"lora_alpha": 1, "lora_alpha": 2}'])

@@ -62,5 +62,6 @@ def _array(name: str, tensor: Any, path: Path) -> np.ndarray:
         return array
     except (TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{path} has {_files.shown(name)} as a {tensor.layout} tensor of {tensor.dtype}, which numpy does not know or safetensors cannot hold: write it as a dense one of float32."
+            f"{path} has {_files.shown(name)} as a {tensor.layout} tensor of {tensor.dtype}, which numpy does not know or "
+            "safetensors cannot hold: write it as a dense one of float32."
         ) from error
