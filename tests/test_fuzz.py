@@ -6,7 +6,7 @@ import pytest
 from fuzzing.judge import Judge
 from fuzzing.run import deal
 
-SEED, MUTATIONS = 1, 600
+SEED, MUTATIONS = 1, 520
 
 
 @pytest.fixture(scope="module")
@@ -26,4 +26,4 @@ def test_the_selection_reaches_everything(results):
     assert words["refused"] > MUTATIONS // 2
     assert words["correct"] > MUTATIONS // 20
     assert len({result.subject for result in results}) == 15
-    assert len({result.way for result in results}) == 58
+    assert len({result.way for result in results}) == 52

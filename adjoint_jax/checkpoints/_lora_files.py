@@ -10,7 +10,7 @@ import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict
 
-from . import _files, _lora_names, _models, _rules
+from . import _files, _lora_names, _models, _rules, _tensors
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 LARGEST = 1e9  # alpha
@@ -138,6 +138,8 @@ def gather(named: Any, tables: Mapping[str, Layers], drop: Sequence[str]) -> tup
             absent[part] = absent.get(part, 0) + 1
         elif (layer := tables[part].names.get(parsed.layer)) is None:
             problems.append(f"{key} names no layer of the {part} given")
+        elif parsed.half != "alpha" and not _tensors.is_float(tensor):
+            problems.append(f"{key} holds numbers of dtype {tensor.dtype} where floats were expected")
         elif not np.isfinite(tensor).all():
             problems.append(f"{key} is not finite")
         elif found.setdefault((part, layer), {}).setdefault(parsed.half, tensor) is not tensor:

@@ -49,9 +49,14 @@ def mapped(path: Path) -> Named:
     return [(name, view(entry)) for name, entry in header.items()]
 
 
+def is_float(tensor: np.ndarray) -> bool:
+    """Whether a tensor holds numbers that weights can be."""
+    return tensor.dtype in map(np.dtype, DTYPES.values())
+
+
 def floats(named: Named, source: Any) -> Named:
     """The same tensors, which must not be integers."""
-    if odd := sorted({NAMES[tensor.dtype] for _, tensor in named if tensor.dtype not in map(np.dtype, DTYPES.values())}):
+    if odd := sorted({NAMES[tensor.dtype] for _, tensor in named if not is_float(tensor)}):
         names = _files.listed(sorted(name for name, tensor in named if NAMES[tensor.dtype] in odd), 5)
         raise ValueError(f"{source} holds tensors of dtype {', '.join(odd)} where floats were expected ({names}): convert it to {', '.join(DTYPES)}.")
     return named

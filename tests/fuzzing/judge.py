@@ -258,7 +258,9 @@ class Judge:
                 return ""  # a pickle whose numbers were changed
             if len(files) != 1:
                 return "another file was taken"
-            read = reader.read(files[0])
+            read, header = reader.read(files[0]), reader.header(files[0])
+            if odd := [name for name, entry in header.items() if "F" not in entry.get("dtype", "F") and not name.endswith("alpha")]:
+                return f"has integers for weights: {odd[0]}"
             for name, (path, axes) in self.places[case.subject.name, part].items():
                 expected[path] = narrow(read[name], len(axes)).transpose(axes)
             if case.subject.kind == "lora":
@@ -267,9 +269,7 @@ class Judge:
 
     def _scales(self, file: Path, read: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The scale of each correction: alpha / rank, alpha of its tensor, or of the metadata."""
-        raw = file.read_bytes()
-        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-        options = json.loads((header.get("__metadata__") or {}).get("lora_adapter_metadata", "{}"))
+        options = json.loads((reader.header(file).get("__metadata__") or {}).get("lora_adapter_metadata", "{}"))
         result = {}
         for path, place in ((path, path.removesuffix("/scale")) for path in expected if path.endswith("/scale")):
             rank = expected[f"{place}/up"].shape[0]

@@ -15,12 +15,12 @@ NAMES = {np.dtype(kind): name for name, kind in KINDS.items()}
 
 
 def encode(tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> bytes:
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     place, parts = 0, []
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].itemsize):
         parts.append(np.ascontiguousarray(tensor).tobytes())
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, place := place + len(parts[-1])]}
-    text = json.dumps(header).encode()
+        entries[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, place := place + len(parts[-1])]}
+    text = json.dumps(entries).encode()
     return len(text).to_bytes(8, "little") + text + b"".join(parts)
 
 
@@ -28,14 +28,19 @@ def write(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] |
     path.write_bytes(encode(tensors, metadata))
 
 
+def header(path: Path) -> dict[str, Any]:
+    raw = path.read_bytes()
+    return json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+
+
 def read(path: Path) -> dict[str, np.ndarray]:
     """The tensors as float32. Raises whatever comes where a file is not whole."""
     raw = path.read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:start])
-    header.pop("__metadata__", None)
     found = {}
-    for name, entry in header.items():
+    for name, entry in header(path).items():
+        if name == "__metadata__":
+            continue
         begin, end = entry["data_offsets"]
         found[name] = np.frombuffer(raw[start + begin : start + end], KINDS[entry["dtype"]]).reshape(entry["shape"]).astype(np.float32)
     return found
