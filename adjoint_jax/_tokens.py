@@ -40,6 +40,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     added = settings.get("added_tokens_decoder", {})
     numbered = isinstance(added, dict) and all(re.fullmatch(r"[0-9]{1,9}", number) for number in added)
     tokens = [*(added.values() if numbered else ()), *(settings[key] for key in NAMED if settings.get(key))]
+    limit = settings.get("model_max_length")
+    if not (limit is None or isinstance(limit, (int, float))):
+        raise ValueError(f"{folder} has model_max_length={_files.shown(repr(limit))} where a number was expected: fetch its files again.")
     if not numbered or not all(map(_is_token, tokens)):
         raise ValueError(f"{folder} has an entry of special or added tokens that is neither a text nor an object with one: fetch its files again.")
     return settings

@@ -67,6 +67,12 @@ def parts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     return read, unknown
 
 
+def scheduler(folder: Path) -> dict[str, Any] | None:
+    """The contents of `scheduler_config.json`, which has to be there where `model_index.json` names a scheduler: another would sample otherwise."""
+    file = folder / "scheduler" / _files.SCHEDULER
+    return _files.read_json(file) if "scheduler" in _listed(folder) or _files.regular(file) else None
+
+
 def load_pipeline(
     path: str | os.PathLike[str],
     *,
@@ -91,10 +97,9 @@ def load_pipeline(
         raise FileNotFoundError(f"There is no folder at {folder}: give a local pipeline in diffusers' layout, or the id org/name of one on the hub.")
     read, unknown = parts(folder)
     components = {name: _loading.network(folder / name, variant=variant, dtype=dtype, hint=hint) for name, hint in read.items()}
-    scheduler = folder / "scheduler" / _files.SCHEDULER
     return Pipeline(
         components,
-        _files.read_json(scheduler) if _files.regular(scheduler) else {},
+        scheduler(folder) or {},
         {name: folder / name for name in TOKENIZERS if (folder / name).is_dir()},
         _files.read_json(folder / _files.PIPELINE),
         unknown,

@@ -27,6 +27,7 @@ BOUNDS = (
 )
 POSITIVE = r"channels$|num_groups$|_heads$|_size$|^hidden_|^num_layers$|^num_hidden_layers$|^layers_per_block$|^depth$|^features$|^classes$"
 FILLED = r"block_types$|block_out_channels$|channel_mult$|^features$|resample_filter$"
+FACTOR = r"(^scal(ing|e)|_scale)_factor$|^sigma_data$"
 NONNEGATIVE = r"eps$|epsilon$|dropout|_prob$"
 
 
@@ -88,7 +89,10 @@ def _problem(name: str, value: Any, default: Any, depth: int = 0) -> str:
         zero = default == 0 or (depth > 0 and "layers" in name)
         least = 1 if re.search(POSITIVE, name) and not zero else 0
         least = min(least, default) if type(default) is int else least
-        return "" if least <= value <= most else f"between {least} and {most}"
+        if not least <= value <= most:
+            return f"between {least} and {most}"
+    if value <= 0 and re.search(FACTOR, name):
+        return "a positive number"
     return "no negative number" if value < 0 and re.search(NONNEGATIVE, name) else ""
 
 

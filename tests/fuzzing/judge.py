@@ -109,9 +109,9 @@ class Judge:
     """The subjects below a folder, what they hold undamaged, and the reading of damaged copies."""
 
     def __init__(self, root: Path):
-        self.root, self.subjects, self.known = root, subjects.build(root / "sound"), {}
-        self.shapes = _models.shapes
+        self.root, self.known, self.shapes = root, {}, _models.shapes
         _models.shapes = self._shapes  # a tracing takes longer than all the rest
+        self.subjects = subjects.build(root / "sound")
         self.sound, self.places = {}, {}
         for subject in self.subjects:
             case = Case(subject, subject.path, np.random.default_rng(0))
@@ -240,6 +240,8 @@ class Judge:
         scheduler = folder / "scheduler" / "scheduler_config.json"
         if result["scheduler.json"] != (json.loads(scheduler.read_text()) if scheduler.exists() else {}):
             return "another scheduler"
+        if not scheduler.exists() and isinstance(index.get("scheduler"), list) and index["scheduler"][1] is not None:
+            return "the scheduler was left out"
         return f"{absent} was left out" if absent else ""
 
     def _network(self, case: Case, part: str, found: Network, hint: Any) -> str:

@@ -109,10 +109,9 @@ def _folder(source: str | os.PathLike[str], *, variant: str | None, revision: st
         return Converted({"": _part(folder, variant)}, _files.read_json(scheduler) if _files.regular(scheduler) else None)
     read, unknown = _pipeline.parts(folder)
     index = {name: [None, None] if name in unknown else value for name, value in _files.read_json(folder / _files.PIPELINE).items()}
-    scheduler = folder / "scheduler" / _files.SCHEDULER
     return Converted(
         {name: _part(folder / name, variant, hint) for name, hint in read.items()},
-        _files.read_json(scheduler) if _files.regular(scheduler) else None,
+        _pipeline.scheduler(folder),
         index,
         tuple(sorted(unknown)),
         {name: folder / name for name in _pipeline.TOKENIZERS if (folder / name).is_dir()},
