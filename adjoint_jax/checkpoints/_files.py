@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -15,6 +15,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 STEMS = ("diffusion_pytorch_model", "model")  # diffusers' name and transformers'
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 DENOISERS = ("unet", "transformer")
+ROOM = 400  # letters of a list of names in a message
 JSON_BYTES = 2**25  # the index of a network of a million tensors is smaller
 
 
@@ -27,9 +28,24 @@ def regular(path: Path) -> bool:
     return False
 
 
+def shown(value: Any, most: int = 100) -> str:
+    """A name or a value of a stranger's file in a message: on one line, in letters that can be printed, cut off where it is long."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text[: 2 * most] if text[: 2 * most].isprintable() else repr(text[: 2 * most])[1:-1]
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def listed(names: Iterable[Any], most: int, each: int = 100) -> str:
+    """The first names, and how many more there are."""
+    texts, names = [], list(names)
+    while len(texts) < min(most, len(names)) and sum(map(len, texts)) < ROOM:
+        texts.append(shown(names[len(texts)], each))
+    return ", ".join(texts) + (f" and {len(names) - len(texts)} more" if len(names) > len(texts) else "")
+
+
 def plain(name: Any) -> bool:
     """Whether a name, read from a file, is that of an entry of the same folder and of nothing else."""
-    return isinstance(name, str) and re.fullmatch(r"(?!\.)[^/\\:\x00-\x1f]{1,255}", name) is not None
+    return isinstance(name, str) and name.isprintable() and re.fullmatch(r"(?!\.)[^/\\:]{1,255}", name) is not None
 
 
 def below(folder: Path, subfolder: str | os.PathLike[str]) -> Path:
@@ -48,7 +64,7 @@ def folders(path: str | os.PathLike[str], subfolder: str | None = None) -> tuple
     if subfolder is not None:
         network = below(folder, subfolder)
         if not network.is_dir():
-            raise FileNotFoundError(f"{folder} has no folder {subfolder}: it has {', '.join(sorted(os.listdir(folder))[:10]) or 'nothing'}.")
+            raise FileNotFoundError(f"{folder} has no folder {subfolder}: it has {listed(sorted(os.listdir(folder)), 10) or 'nothing'}.")
         return network, network if regular(network / SCHEDULER) else folder / "scheduler"
     found = [] if regular(folder / CONFIG) else [name for name in DENOISERS if (folder / name).is_dir()]
     if len(found) > 1:
@@ -60,7 +76,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} stands twice")
+        raise ValueError(f"the name {shown(repr(next(name for name in names if names.count(name) > 1)))} stands twice")
     return value
 
 
@@ -69,7 +85,7 @@ def parse_json(data: bytes, source: Any) -> dict[str, Any]:
     try:
         value = json.loads(data, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not JSON ({error}): fetch or write it again.") from error
+        raise ValueError(f"{source} is not JSON ({shown(str(error), 200)}): fetch or write it again.") from error
     if not isinstance(value, dict):
         raise ValueError(f"{source} holds a JSON {type(value).__name__} where an object of names and values was expected.")
     return value
@@ -93,8 +109,8 @@ def _candidates(variant: str | None) -> Iterator[str]:
 
 def known_variant(variant: str | None) -> str | None:
     """The variant, which becomes part of a file's name."""
-    if variant is not None and not re.fullmatch(r"\w[\w-]*", variant):
-        raise ValueError(f"variant={variant!r} is not a part of a file's name: give the fp16 of {STEMS[0]}.fp16.safetensors, or None.")
+    if variant is not None and not re.fullmatch(r"\w[\w-]{0,99}", variant):
+        raise ValueError(f"variant={shown(variant)!r} is not a part of a file's name: give the fp16 of {STEMS[0]}.fp16.safetensors, or None.")
     return variant
 
 
@@ -108,15 +124,15 @@ def choose(names: Collection[str], variant: str | None, folder: Any) -> str:
         return chosen
     found = sorted(name for name in names if name.endswith((".safetensors", ".json")) and "safetensors" in name)
     if variant and found:
-        raise FileNotFoundError(f"{folder} has no weights of the variant {variant!r}: it has {', '.join(found[:5])}; give theirs, or none.")
+        raise FileNotFoundError(f"{folder} has no weights of the variant {variant!r}: it has {listed(found, 5)}; give theirs, or none.")
     indexes = [name for name in found if name.endswith(".json")]
     if len(alone := indexes or found) == 1:
         return alone[0]
     if found:
-        raise ValueError(f"{folder} has {len(found)} safetensors files ({', '.join(found[:5])}): keep one, named {WEIGHTS}, or add their index.")
+        raise ValueError(f"{folder} has {len(found)} safetensors files ({listed(found, 5)}): keep one, named {WEIGHTS}, or add their index.")
     if pickles := sorted(name for name in names if name.endswith(PICKLES)):
         raise ValueError(
-            f"{folder} has pickled weights only ({', '.join(pickles[:5])}), and nothing is unpickled here because a pickle can run code: "
+            f"{folder} has pickled weights only ({listed(pickles, 5)}), and nothing is unpickled here because a pickle can run code: "
             "convert it where torch is installed, with diffusers' save_pretrained(folder, safe_serialization=True)."
         )
     raise FileNotFoundError(f"{folder} has no weights: {WEIGHTS} was expected.")

@@ -1,6 +1,5 @@
 """Reading a LoRA's file: its tensors placed at the layers of the networks given, and all that does not fit, in words."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,10 @@ import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict
 
-from . import _files, _lora_names, _models, _rules
+from . import _files, _lora_names, _models, _rules, _tensors
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+LARGEST = 1e9  # alpha
 FOREIGN = ("pissa", "olora", "corda", "loftq")  # ways to begin that change W itself
 PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": (None, "LORA"),
@@ -48,8 +48,10 @@ def layers(module: nn.Module) -> Layers:
 
 def listed(problems: list[str]) -> str:
     """The problems in one line, the first of them where there are many."""
-    more = f"; and {len(problems) - _rules.SHOWN} more" if len(problems) > _rules.SHOWN else ""
-    return "; ".join(problems[: _rules.SHOWN]) + more
+    room = [_files.shown(problem, 300) for problem in problems[: _rules.SHOWN]]
+    while len(room) > 1 and sum(map(len, room)) > 2000:
+        room.pop()
+    return "; ".join(room) + (f"; and {len(problems) - len(room)} more" if len(problems) > len(room) else "")
 
 
 def find(path: Path) -> Path:
@@ -70,16 +72,21 @@ def config(file: Path) -> dict[str, Any]:
         with safetensors.safe_open(file, "np") as opened:
             text = (opened.metadata() or {}).get("lora_adapter_metadata", "{}")
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{file} is not a whole safetensors file ({error}): fetch it again.") from error
+        raise ValueError(f"{file} is not a whole safetensors file ({_files.shown(str(error), 200)}): fetch it again.") from error
     source = f"lora_adapter_metadata of {file}"
     return _checked(_files.parse_json(text.encode(), source), source)
+
+
+def _simple(pattern: str) -> bool:
+    """Whether a pattern is a regular expression, and none that takes for ever: it repeats little, and nothing that repeats itself."""
+    return bool(re.compile(pattern)) and len(pattern) < 1000 and len(re.findall(r"[*+{]", pattern)) <= 3 and not re.search(r"\)[*+{]", pattern)
 
 
 def _checked(config: dict[str, Any], source: Any) -> dict[str, Any]:
     """The configuration itself, where every alpha is a finite number and every pattern a regular expression."""
 
     def number(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
     def sound(name: str, value: Any) -> bool:
         if value is None or name not in ("lora_alpha", "alpha_pattern"):
@@ -87,21 +94,28 @@ def _checked(config: dict[str, Any], source: Any) -> dict[str, Any]:
         if name == "lora_alpha":
             return number(value)
         try:
-            return isinstance(value, dict) and all(re.compile(pattern) and number(alpha) for pattern, alpha in value.items())
+            return isinstance(value, dict) and all(_simple(pattern) and number(alpha) for pattern, alpha in value.items())
         except re.error:
             return False
 
     if odd := [key for key, value in config.items() if not sound(key.rpartition(".")[2], value)]:
-        raise ValueError(f"{source} has {odd[0]}={str(config[odd[0]])[:100]!r} where a number, or numbers by pattern, were expected: fetch it again.")
+        raise ValueError(
+            f"{source} has {_files.shown(odd[0])}={_files.shown(repr(config[odd[0]]))} where a number, "
+            "or numbers by pattern, were expected: fetch it again."
+        )
     return config
 
 
 def foreign(config: Mapping[str, Any]) -> list[str]:
     """What peft's configuration asks for beyond W + scale up down."""
     entries = [(key.rpartition(".")[2], value) for key, value in config.items()]
-    odd = [f"{key}={value!r}" for key, value in entries if value not in PLAIN.get(key, (value,))]
-    odd += [f"{key}={value!r}" for key, value in entries if key == "init_lora_weights" and str(value).lower().startswith(FOREIGN)]
-    return [f"its configuration has {', '.join(odd)}, which is not W + scale up down"] if odd else []
+    odd = [f"{_files.shown(key)}={_files.shown(repr(value))}" for key, value in entries if value not in PLAIN.get(key, (value,))]
+    odd += [
+        f"{_files.shown(key)}={_files.shown(repr(value))}"
+        for key, value in entries
+        if key == "init_lora_weights" and str(value).lower().startswith(FOREIGN)
+    ]
+    return [f"its configuration has {_files.listed(odd, 5, 300)}, which is not W + scale up down"] if odd else []
 
 
 def gather(named: Any, tables: Mapping[str, Layers], drop: Sequence[str]) -> tuple[dict[tuple[str, str], dict[str, np.ndarray]], list[str]]:
@@ -109,7 +123,8 @@ def gather(named: Any, tables: Mapping[str, Layers], drop: Sequence[str]) -> tup
     sole = next(iter(tables)) if len(tables) == 1 else next((part for part in _lora_names.DENOISERS if part in tables), "")
     found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     problems, absent = [], {}
-    for key, tensor in named:
+    for name, tensor in named:
+        key = name if name.isprintable() else repr(name)
         if kind := _lora_names.refused(key):
             problems.append(f"{key} is of a kind that is not computed here ({kind})")
             continue
@@ -123,6 +138,8 @@ def gather(named: Any, tables: Mapping[str, Layers], drop: Sequence[str]) -> tup
             absent[part] = absent.get(part, 0) + 1
         elif (layer := tables[part].names.get(parsed.layer)) is None:
             problems.append(f"{key} names no layer of the {part} given")
+        elif parsed.half != "alpha" and not _tensors.is_float(tensor):
+            problems.append(f"{key} holds numbers of dtype {tensor.dtype} where floats were expected")
         elif not np.isfinite(tensor).all():
             problems.append(f"{key} is not finite")
         elif found.setdefault((part, layer), {}).setdefault(parsed.half, tensor) is not tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from . import _values
+from . import _files, _values
 from ._families import FAMILIES
 from ._family import Family
 
@@ -50,14 +50,15 @@ def _family_named(config: Mapping[str, Any], source: str) -> Family:
     for family in FAMILIES:
         if family.class_name == name:
             return family
-    raise ValueError(f"{source} is of class {name!r}, which has no Flax module here: known are {', '.join(names())}.")
+    raise ValueError(f"{source} is of class {_files.shown(repr(name))}, which has no Flax module here: known are {', '.join(names())}.")
 
 
 def _refused(config: Mapping[str, Any], family: Family) -> list[str]:
     """Each entry of a configuration that changes the arithmetic and is not implemented."""
     known = {*_fields(family), *family.fixed, *family.ignored, *AVERAGING}
-    refused = [f"{key}={config[key]!r} (only {values[0]!r})" for key, values in family.fixed.items() if key in config and config[key] not in values]
-    return refused + [f"{key}={value!r} (unknown)" for key, value in config.items() if key not in known and not key.startswith("_")]
+    told = lambda key, why: f"{_files.shown(key)}={_files.shown(repr(config[key]))} ({why})"  # noqa: E731
+    refused = [told(key, f"only {values[0]!r}") for key, values in family.fixed.items() if key in config and config[key] not in values]
+    return refused + [told(key, "unknown") for key in config if key not in known and not key.startswith("_")]
 
 
 def _frozen(value: Any) -> Any:
@@ -70,7 +71,7 @@ def _build(config: Mapping[str, Any], source: str) -> nn.Module:
     given = family.to_fields({key: value for key, value in config.items() if key != "architectures"})
     if refused := _refused(given, family):
         name = family.module.__name__
-        raise ValueError(f"{source} has options that {name} does not compute: {', '.join(refused)}; drop those that mean nothing.")
+        raise ValueError(f"{source} has options that {name} does not compute: {_files.listed(refused, 10, 300)}; drop those that mean nothing.")
     _values.check(family.module, given, source)
     own = set(_fields(family))
     return family.module(**{key: _frozen(value) for key, value in given.items() if key in own}, **family.implied)

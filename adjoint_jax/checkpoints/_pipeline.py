@@ -40,11 +40,15 @@ def _listed(folder: Path) -> dict[str, str]:
     for name, entry in config.items():
         if not name.startswith("_") and isinstance(entry, list):
             if not _files.plain(name) or len(entry) != 2 or not all(isinstance(each, str) or each is None for each in entry):
-                raise ValueError(f"{source} has {name!r}: {str(entry)[:100]} where a name and a pair of library and class were expected.")
+                raise ValueError(
+                    f"{source} has {_files.shown(repr(name))}: {_files.shown(repr(entry))} where a name and a pair of names were expected."
+                )
             if entry[1] is not None:
                 listed[name] = entry[1]
     if not any(name in listed for name in _files.DENOISERS):
-        raise ValueError(f"{source} names no unet and no transformer, but {', '.join(sorted(listed)) or 'nothing'}: use load_model with subfolder=.")
+        raise ValueError(
+            f"{source} names no unet and no transformer, but {_files.listed(sorted(listed), 10) or 'nothing'}: use load_model with subfolder=."
+        )
     return listed
 
 
@@ -61,6 +65,12 @@ def parts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
         elif name not in (*TOKENIZERS, "scheduler"):
             unknown[name] = hint
     return read, unknown
+
+
+def scheduler(folder: Path) -> dict[str, Any] | None:
+    """The contents of `scheduler_config.json`, which has to be there where `model_index.json` names a scheduler: another would sample otherwise."""
+    file = folder / "scheduler" / _files.SCHEDULER
+    return _files.read_json(file) if "scheduler" in _listed(folder) or _files.regular(file) else None
 
 
 def load_pipeline(
@@ -87,10 +97,9 @@ def load_pipeline(
         raise FileNotFoundError(f"There is no folder at {folder}: give a local pipeline in diffusers' layout, or the id org/name of one on the hub.")
     read, unknown = parts(folder)
     components = {name: _loading.network(folder / name, variant=variant, dtype=dtype, hint=hint) for name, hint in read.items()}
-    scheduler = folder / "scheduler" / _files.SCHEDULER
     return Pipeline(
         components,
-        _files.read_json(scheduler) if _files.regular(scheduler) else {},
+        scheduler(folder) or {},
         {name: folder / name for name in TOKENIZERS if (folder / name).is_dir()},
         _files.read_json(folder / _files.PIPELINE),
         unknown,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from . import _tensors
+from . import _files, _tensors
 from ._family import Family, Named
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -62,8 +62,7 @@ def rules(shapes: Mapping[str, Any], lists: Sequence[str]) -> dict[str, Rule]:
 
 def _listed(what: str, names: Iterable[str]) -> str:
     names = sorted(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} {what} ({', '.join(names[:SHOWN])}{more})" if names else ""
+    return f"{len(names)} {what} ({_files.listed(names, SHOWN)})" if names else ""
 
 
 def check(table: dict[str, Rule], named: Named, source: str) -> None:
@@ -85,7 +84,7 @@ def to_flax(family: Family, shapes: Mapping[str, Any], named: Named, source: str
     """Parameters in Flax's names and layouts, of the given dtype, from (name, tensor) pairs in torch's."""
     table, named = rules(shapes, family.lists), _tensors.floats(family.tensors(named), source)
     check(table, named, source)
-    return unflatten_dict({table[name].path: jnp.asarray(tensor.transpose(table[name].axes).astype(dtype)) for name, tensor in named})
+    return unflatten_dict({table[name].path: jnp.asarray(_tensors.cast(name, tensor, dtype).transpose(table[name].axes)) for name, tensor in named})
 
 
 def to_torch(family: Family, shapes: Mapping[str, Any], params: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from ._family import Named
 
 DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 INTEGERS: dict[str, Any] = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}
+DIMENSIONS = 8
 NAMES = {np.dtype(dtype): name for name, dtype in (DTYPES | INTEGERS).items()}
 
 
@@ -28,7 +29,9 @@ def mapped(path: Path) -> Named:
         with safetensors.safe_open(path, framework="numpy"):
             pass
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} ({path.stat().st_size} bytes) is not a whole safetensors file ({error}): fetch it again.") from error
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) is not a whole safetensors file ({_files.shown(str(error), 200)}): fetch it again."
+        ) from error
     data = np.memmap(path, np.uint8, "r").view(np.ndarray)
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     header = _files.parse_json(data[8:start].tobytes(), f"The header of {path}")
@@ -41,15 +44,31 @@ def mapped(path: Path) -> Named:
         begin, end = entry["data_offsets"]
         return data[start + begin : start + end].view(known[entry["dtype"]]).reshape(entry["shape"])
 
+    if deep := [name for name, entry in header.items() if len(entry["shape"]) > DIMENSIONS]:
+        raise ValueError(f"{path} has tensors of more than {DIMENSIONS} dimensions ({_files.listed(deep, 5)}): fetch it again.")
     return [(name, view(entry)) for name, entry in header.items()]
+
+
+def is_float(tensor: np.ndarray) -> bool:
+    """Whether a tensor holds numbers that weights can be."""
+    return tensor.dtype in map(np.dtype, DTYPES.values())
 
 
 def floats(named: Named, source: Any) -> Named:
     """The same tensors, which must not be integers."""
-    if odd := sorted({NAMES[tensor.dtype] for _, tensor in named if tensor.dtype not in map(np.dtype, DTYPES.values())}):
-        names = ", ".join(sorted(name for name, tensor in named if NAMES[tensor.dtype] in odd)[:5])
+    if odd := sorted({NAMES[tensor.dtype] for _, tensor in named if not is_float(tensor)}):
+        names = _files.listed(sorted(name for name, tensor in named if NAMES[tensor.dtype] in odd), 5)
         raise ValueError(f"{source} holds tensors of dtype {', '.join(odd)} where floats were expected ({names}): convert it to {', '.join(DTYPES)}.")
     return named
+
+
+def cast(name: str, tensor: np.ndarray, dtype: Any) -> np.ndarray:
+    """A tensor in another dtype, which must be able to hold its numbers."""
+    with np.errstate(over="ignore"):
+        result = tensor.astype(dtype)
+    if result.dtype != tensor.dtype and not np.isfinite(result).all() and np.isfinite(tensor).all():
+        raise ValueError(f"{_files.shown(name)} holds numbers that are beyond {result.dtype}: give a wider dtype, or fetch it again.")
+    return result
 
 
 def _root(folder: Path) -> Path:
@@ -70,7 +89,9 @@ def _shards(index: Path) -> dict[str, set[str]]:
     root = _root(index.parent)
     for name, file in places.items():
         if not _files.plain(file) or not file.endswith(".safetensors"):
-            raise ValueError(f"{index} places {name} in {file!r}, which is no name of a safetensors file beside it: fetch it again.")
+            raise ValueError(
+                f"{index} places {_files.shown(name)} in {_files.shown(file)}, which is no name of a safetensors file beside it: fetch it again."
+            )
         shards.setdefault(file, set()).add(name)
     for file in shards:
         if not _files.regular(index.parent / file):
@@ -89,11 +110,11 @@ def read(path: Path) -> Named:
     for file, expected in sorted(_shards(path).items()):
         tensors = mapped(path.parent / file)
         found = {name for name, _ in tensors}
-        problems += [f"{file} lacks {name}" for name in sorted(expected - found)] + [f"{file} has {name} beyond" for name in sorted(found - expected)]
+        problems += [f"{file[:60]} lacks {name}" for name in sorted(expected - found)]
+        problems += [f"{file[:60]} has {name} beyond" for name in sorted(found - expected)]
         named += tensors
     if problems:
-        more = f" and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"{path} does not fit its files: {', '.join(problems[:20])}{more}; fetch the folder again.")
+        raise ValueError(f"{path} does not fit its files: {_files.listed(problems, 20, 200)}; fetch the folder again.")
     return named
 
 
@@ -113,7 +134,7 @@ def writer(named: Iterable[tuple[str, np.ndarray]], dtype: Any = None) -> Callab
 
     def write(file: BinaryIO) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in ordered:
-            file.write(np.ascontiguousarray(tensor, kind).reshape(-1).view(np.uint8).data)
+        for name, tensor in ordered:
+            file.write(np.ascontiguousarray(tensor if kind is None else cast(name, tensor, kind)).reshape(-1).view(np.uint8).data)
 
     return write

@@ -14,6 +14,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from . import _files
+
 MOST, LENGTH, DEPTH, TEXT = 2**20, 64, 4, 200
 LEVELS = 16  # resolutions of a UNet
 TRAINED = 100_000  # training steps
@@ -24,6 +26,8 @@ BOUNDS = (
     (r"sample_size|image_size|input_size|img_resolution|resolution$|pos_embed_max_size", 4096),
 )
 POSITIVE = r"channels$|num_groups$|_heads$|_size$|^hidden_|^num_layers$|^num_hidden_layers$|^layers_per_block$|^depth$|^features$|^classes$"
+FILLED = r"block_types$|block_out_channels$|channel_mult$|^features$|resample_filter$"
+FACTOR = r"(^scal(ing|e)|_scale)_factor$|^sigma_data$"
 NONNEGATIVE = r"eps$|epsilon$|dropout|_prob$"
 
 
@@ -70,6 +74,8 @@ def _problem(name: str, value: Any, default: Any, depth: int = 0) -> str:
         length = LEVELS if "block" in name else LENGTH
         if len(value) > length or depth >= DEPTH:
             return f"at most {length} entries in {DEPTH} levels"
+        if not value and depth == 0 and re.search(FILLED, name):
+            return "at least one entry"
         each = value.values() if isinstance(value, dict) else value
         return next(filter(None, (_problem(name, item, default, depth + 1) for item in each)), "")
     if isinstance(value, str):
@@ -83,7 +89,10 @@ def _problem(name: str, value: Any, default: Any, depth: int = 0) -> str:
         zero = default == 0 or (depth > 0 and "layers" in name)
         least = 1 if re.search(POSITIVE, name) and not zero else 0
         least = min(least, default) if type(default) is int else least
-        return "" if least <= value <= most else f"between {least} and {most}"
+        if not least <= value <= most:
+            return f"between {least} and {most}"
+    if value <= 0 and re.search(FACTOR, name):
+        return "a positive number"
     return "no negative number" if value < 0 and re.search(NONNEGATIVE, name) else ""
 
 
@@ -95,12 +104,14 @@ def check(module: type[nn.Module], given: Mapping[str, Any], source: Any) -> Non
             continue
         value, default = given[field.name], None if field.default is dataclasses.MISSING else field.default
         wanted = _problem(field.name, value, default)
-        if not _of_kind(value, field.type) and value != default:
+        if not _of_kind(value, field.type) and not (value == default and type(value) is type(default)):
             wanted = _words(field.type)
         if wanted:
             problems.append(f"{field.name}={_short(value)} ({wanted} was expected)")
     if problems:
-        raise ValueError(f"{source} has a value of the wrong kind: {', '.join(problems)}; compare it with one that diffusers wrote.")
+        raise ValueError(
+            f"{source} has a value of the wrong kind: {_files.listed(problems, 10, 2 * TEXT)}; compare it with one that diffusers wrote."
+        )
 
 
 def check_scheduler(config: Mapping[str, Any], source: Any) -> None:
@@ -114,13 +125,15 @@ def check_scheduler(config: Mapping[str, Any], source: Any) -> None:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= TEXT // 2 else f"{text[: TEXT // 2]}..."
+    return _files.shown(repr(value), TEXT // 2)
 
 
-def guarded(build: Callable[[], Any], source: Any) -> Any:
-    """What `build` returns, an error of arithmetic or of kinds inside of it being one of the configuration."""
+def guarded(build: Callable[[], Any], source: Any, advice: str = "compare it with one that diffusers wrote") -> Any:
+    """What `build` returns, an error of arithmetic or of kinds inside of it being one of the configuration; so are errors of JAX and numpy."""
     try:
         return build()
-    except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{source} has a value of the wrong kind ({error}): compare it with one that diffusers wrote.") from error
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, MemoryError, ValueError) as error:
+        text = str(error)
+        if isinstance(error, ValueError) and text.endswith(".") and text.isprintable():  # one of ours
+            raise
+        raise ValueError(f"{source} has a value of the wrong kind ({_files.shown(text, TEXT)}): {advice}.") from error

@@ -155,7 +155,7 @@ def load_lora(
         own = {key.removeprefix(f"{part}."): value for key, value in config.items() if key.startswith(f"{part}.") or "." not in key}
         factors = _lora_files.factors(f"{part}.{layer}", halves, kernel.shape, _lora_names.setting(own, layer), problems)
         if factors is not None:
-            result[part][place] = Factors(*(jnp.array(array).astype(dtype) for array in factors))
+            result[part][place] = Factors(*(jnp.array(_tensors.cast(place, array, dtype)) for array in factors))
     problems += _lora_files.foreign(config)
     if problems:
         raise ValueError(f"The LoRA {file} does not fit: {_lora_files.listed(problems)}; check that it was made for these networks.")

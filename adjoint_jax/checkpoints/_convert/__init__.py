@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _files, _hub, _loading, _models, _pipeline, _rules, _tensors, _writing
+from .. import _files, _hub, _loading, _models, _pipeline, _rules, _tensors, _values, _writing
 from .._writing import Converted, Part
 from . import _ldm, _own, _sources
 
@@ -54,7 +54,8 @@ def convert(
     overrides = dict(config or {})
     file = Path(source)
     if file.is_file():
-        converted = _file(file, kind, weights=weights, prediction=prediction, overrides=overrides)
+        read = lambda: _file(file, kind, weights=weights, prediction=prediction, overrides=overrides)  # noqa: E731
+        converted = _values.guarded(read, file, "it is not a whole file of this kind")
     else:
         given = {"kind": kind, "prediction": prediction, "config": overrides or None}
         if wrong := [name for name, value in given.items() if value is not None]:
@@ -75,7 +76,7 @@ def _file(path: Path, kind: str | None, *, weights: str, prediction: str | None,
             state, kind = {_ldm.UNET + name: tensor for name, tensor in state.items()}, "ldm"
         elif (kind := _own.recognise(state)) is None:
             raise ValueError(
-                f"{path} is of no kind that is recognised by its tensors ({', '.join(sorted(state)[:3])}, ...): give --kind and --config; "
+                f"{path} is of no kind that is recognised by its tensors ({_files.listed(sorted(state), 3)}): give --kind and --config; "
                 f"known are ldm (Stable Diffusion) and {', '.join(_models.names())}."
             )
     if kind in (None, "ldm"):
@@ -108,10 +109,9 @@ def _folder(source: str | os.PathLike[str], *, variant: str | None, revision: st
         return Converted({"": _part(folder, variant)}, _files.read_json(scheduler) if _files.regular(scheduler) else None)
     read, unknown = _pipeline.parts(folder)
     index = {name: [None, None] if name in unknown else value for name, value in _files.read_json(folder / _files.PIPELINE).items()}
-    scheduler = folder / "scheduler" / _files.SCHEDULER
     return Converted(
         {name: _part(folder / name, variant, hint) for name, hint in read.items()},
-        _files.read_json(scheduler) if _files.regular(scheduler) else None,
+        _pipeline.scheduler(folder),
         index,
         tuple(sorted(unknown)),
         {name: folder / name for name in _pipeline.TOKENIZERS if (folder / name).is_dir()},

@@ -1,5 +1,6 @@
 """Files of a network that has a module here, under its own names: guided-diffusion's UNet and classifier, DiffAE, EDM. They lack a configuration."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,8 @@ def _adm(state: State, overrides: dict[str, Any], source: str) -> dict[str, Any]
         )
     stem, out = need(state, "input_blocks.0.0.weight", source), need(state, "out.2.weight", source)
     channels = need(state, "time_embed.0.weight", source).shape[1]  # the stem is as wide as the first level
-    updown = {name.split(".")[1] for name in state if name.startswith("output_blocks.") and (name.split(".")[2] != "0" and ".in_layers." in name)}
-    convolved = {name.split(".")[1] for name in state if name.startswith("output_blocks.") and name.endswith(".conv.weight")}
+    updown = {match[1] for name in state if (match := re.match(r"output_blocks\.(\d+)\.(?!0\.).*\.in_layers\.", name))}
+    convolved = {match[1] for name in state if (match := re.match(r"output_blocks\.(\d+)\..*\.conv\.weight$", name))}
     levels, blocks = 1 + len(updown | convolved), count(state, r"input_blocks\.(\d+)\.")
     repeats = (blocks - levels) // levels
     if repeats < 1 or blocks != levels * (repeats + 1):
@@ -47,7 +48,7 @@ def _adm(state: State, overrides: dict[str, Any], source: str) -> dict[str, Any]
     first = [1 + level * (repeats + 1) for level in range(levels)]
     widths = [need(state, f"input_blocks.{i}.0.out_layers.3.weight", source).shape[0] for i in first]
     ratios = [width / channels for width in widths]
-    classes = state.get("label_emb.weight")
+    classes = need(state, "label_emb.weight", source) if "label_emb.weight" in state else None
     return {
         "in_channels": stem.shape[1],
         "out_channels": out.shape[0],

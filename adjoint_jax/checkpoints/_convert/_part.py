@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _files
 from .._writing import Converted as Converted, Part as Part
 
 State = Mapping[str, np.ndarray]
@@ -18,9 +19,11 @@ def under(state: State, prefix: str) -> dict[str, np.ndarray]:
 
 
 def need(state: State, name: str, source: str) -> np.ndarray:
-    """A tensor by name."""
+    """A matrix or kernel by name."""
     if name not in state:
         raise ValueError(f"{source} has no tensor {name}, by which its architecture is recognised: it is not a whole file of this kind.")
+    if state[name].ndim < 2 or not state[name].size:
+        raise ValueError(f"{source} has {name} {state[name].shape}, which tells no architecture: it is not a whole file of this kind.")
     return state[name]
 
 
@@ -42,8 +45,7 @@ def renamed(state: State, rename: Any, source: str) -> dict[str, np.ndarray]:
 
 
 def listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return _files.listed(names, SHOWN)
 
 
 def replaced(name: str, rules: Iterable[tuple[str, Any]]) -> str:

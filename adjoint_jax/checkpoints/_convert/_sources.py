@@ -31,7 +31,7 @@ def _unpickled(path: Path) -> Any:
         except RuntimeError:  # files from before 2020 cannot be mapped
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of pickle, zipfile or torch: whatever a damaged or strange file brings about
-        reason = " ".join(str(error).split())[:200].rstrip(" .")
+        reason = _files.shown(" ".join(str(error).split()), 200).rstrip(" .")
         raise ValueError(
             f"{path} is not read, for it is damaged or holds more than tensors, which could be code ({type(error).__name__}: {reason}): "
             "give the safetensors file, or write its state_dict alone where you trust it."
@@ -46,7 +46,7 @@ def _tensors_of(loaded: Any, path: Path) -> dict[str, Any]:
             loaded = loaded[name]
     if not isinstance(loaded, dict) or not loaded:
         raise ValueError(f"{path} holds a {type(loaded).__name__} where a state_dict was expected: give the weights of one network or pipeline.")
-    if odd := [str(name)[:50] for name, value in loaded.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)]:
+    if odd := [_files.shown(str(name), 50) for name, value in loaded.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)]:
         raise ValueError(f"{path} holds {len(odd)} entries that are no named tensors ({', '.join(odd[:5])}): give a state_dict alone.")
     return loaded
 
@@ -56,8 +56,12 @@ def _array(name: str, tensor: Any, path: Path) -> np.ndarray:
 
     tensor = tensor.detach()
     try:
-        return tensor.view(torch.int16).numpy().view(jnp.bfloat16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+        array = tensor.view(torch.int16).numpy().view(jnp.bfloat16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+        if array.dtype not in _tensors.NAMES or tensor.untyped_storage().nbytes() < array.nbytes:
+            raise TypeError("a kind of number, or a view of fewer, that no safetensors file has")
+        return array
     except (TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{path} has {name} as a {tensor.layout} tensor of {tensor.dtype}, which numpy does not know: write it as a dense one of float32."
+            f"{path} has {_files.shown(name)} as a {tensor.layout} tensor of {tensor.dtype}, which numpy does not know or "
+            "safetensors cannot hold: write it as a dense one of float32."
         ) from error

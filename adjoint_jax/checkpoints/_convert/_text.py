@@ -35,7 +35,7 @@ def _config(tensors: State, source: str, projected: bool, act: str) -> dict[str,
         "max_position_embeddings": need(tensors, "text_model.embeddings.position_embedding.weight", source).shape[0],
         "hidden_act": act,
         "layer_norm_eps": 1e-5,
-        "projection_dim": tensors["text_projection.weight"].shape[0] if projected else width,
+        "projection_dim": need(tensors, "text_projection.weight", source).shape[0] if projected else width,
         "bos_token_id": 0,
         "eos_token_id": 2,  # as OpenAI's files have it: the pooled state is that of the highest token
         "pad_token_id": 1,

@@ -122,6 +122,6 @@ def convert(state: State, overrides: dict[str, Any], source: str) -> Part:
             raise ValueError(
                 f"{source} takes a second embedding beside a text of width {text}: of such networks SDXL and its refiner alone are known."
             )
-        width = state["label_emb.0.0.weight"].shape[1]
+        width = need(state, "label_emb.0.0.weight", source).shape[1]
         config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": TIME_IDS, "projection_class_embeddings_input_dim": width}
     return Part(config | overrides, renamed(state, _renaming(places), source), source)
