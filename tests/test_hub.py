@@ -17,8 +17,8 @@ import safetensors.numpy
 from huggingface_hub import constants, errors
 
 import adjoint_jax as aj
-from adjoint_jax.checkpoints import _hub, _models, _tensors, load_model, load_pipeline, save, save_pipeline
-from adjoint_jax.models import ConvClassifier, UNet2D
+from adjoint_jax.checkpoints import _hub, _models, _tensors, convert, load, load_model, load_pipeline, save, save_pipeline
+from adjoint_jax.models import CLIPText, ConvClassifier, UNet2D
 
 ONE = {"block_out_channels": (8,), "layers_per_block": 1, "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
 UNET = UNet2D(in_channels=1, out_channels=1, norm_num_groups=4, attention_head_dim=None, add_attention=False, **ONE)
@@ -301,6 +301,37 @@ def test_pipeline(tmp_path):
     assert config["_class_name"] == "TinyPipeline"
     assert unknown == {"text_encoder_3": "T5EncoderModel", "safety_checker": "StableDiffusionSafetyChecker"}
     assert same(load_model(path, subfolder="unet")[1], PARAMS)
+
+
+def test_the_first_pipelines_lie_in_one_folder(tmp_path):
+    """As google/ddpm-cifar10-32: the network's configuration, the scheduler's and the pipeline's side by side."""
+    path, options = tmp_path / "pipe", {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4}
+    unet = UNet2D(in_channels=1, out_channels=1, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), **options)
+    params = parameters(unet)
+    save(path, unet, params, SCHEDULER)
+    (path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}))
+    first = load_pipeline(path)
+    assert same(first.components["unet"][1], params)
+    assert first.scheduler == SCHEDULER
+    convert(path, tmp_path / "new")
+    assert (tmp_path / "new" / "scheduler" / "scheduler_config.json").is_file()
+    assert same(load_pipeline(tmp_path / "new").components["unet"][1], params)
+    (path / "scheduler").mkdir()
+    (path / "scheduler_config.json").rename(path / "scheduler" / "scheduler_config.json")
+    assert load(path).prediction == load(tmp_path / "new").prediction == "v"
+    (path / "scheduler" / "scheduler_config.json").unlink()
+    for read in (load, load_pipeline):
+        with pytest.raises(FileNotFoundError, match=r"scheduler has no scheduler_config\.json"):
+            read(path)
+
+
+def test_the_class_in_the_pipeline_goes_before_transformers_architectures(tmp_path):
+    module = CLIPText(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=4)
+    path = pipeline(tmp_path / "pipe", text_encoder=["transformers", "CLIPTextModel"])
+    save(path / "text_encoder", module, parameters(module))
+    config = json.loads((path / "text_encoder" / "config.json").read_text())
+    (path / "text_encoder" / "config.json").write_text(json.dumps(config | {"architectures": ["CLIPModel"]}))
+    assert load_pipeline(path).components["text_encoder"][0] == module
 
 
 def test_a_pipeline_is_written_and_read(tmp_path):

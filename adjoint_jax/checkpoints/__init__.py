@@ -108,7 +108,8 @@ def load(
     if family.adapt is None and (ours is None or ours != theirs):
         raise ValueError(f"{folder} maps {ours} channels to {theirs}, not x to a prediction of its shape: use load_model and wrap the module.")
     network, file = (family.adapt or linen)(module), scheduler_folder / _files.SCHEDULER
-    scheduler = _files.read_json(file) if _files.regular(file) else {}
+    named = _files.regular(local / _files.PIPELINE) and "scheduler" in _files.read_json(local / _files.PIPELINE)
+    scheduler = _files.read_json(file) if named or _files.regular(file) else {}
     if family.process is not None:
         return Checkpoint(network, params, *family.process(module, scheduler))
     _values.check_scheduler(scheduler, file)

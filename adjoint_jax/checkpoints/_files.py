@@ -65,11 +65,21 @@ def folders(path: str | os.PathLike[str], subfolder: str | None = None) -> tuple
         network = below(folder, subfolder)
         if not network.is_dir():
             raise FileNotFoundError(f"{folder} has no folder {subfolder}: it has {listed(sorted(os.listdir(folder)), 10) or 'nothing'}.")
-        return network, network if regular(network / SCHEDULER) else folder / "scheduler"
+        return network, network if regular(network / SCHEDULER) else scheduler_folder(folder)
     found = [] if regular(folder / CONFIG) else [name for name in DENOISERS if (folder / name).is_dir()]
     if len(found) > 1:
         raise ValueError(f"{folder} has the networks {' and '.join(found)}: give one as subfolder=.")
-    return (folder / found[0], folder / "scheduler") if found else (folder, folder)
+    return folder / found[0] if found else folder, scheduler_folder(folder)
+
+
+def scheduler_folder(folder: Path) -> Path:
+    """Where the scheduler of a network or pipeline lies: beside `config.json`, as in the first pipelines, or in a folder of its own."""
+    return folder if regular(folder / SCHEDULER) else folder / "scheduler"
+
+
+def place(folder: Path, name: str) -> str:
+    """Where a pipeline's network lies: in the folder of its name; in the first pipelines of a single one, in their own, "."."""
+    return "." if name in DENOISERS and not (folder / name).is_dir() and regular(folder / CONFIG) else name
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from . import _files, _models, _rules, _tensors
 
 
 def configuration(folder: Path, hint: str | None = None) -> dict[str, Any]:
-    """`config.json`, of the class `hint` where it names none itself."""
+    """`config.json`, of the class `hint` where it has no `_class_name` itself: a pipeline's word goes before transformers' `architectures`."""
     config = _files.read_json(folder / _files.CONFIG)
-    return config if hint is None or _models.class_name(config) is not None else {**config, "_class_name": hint}
+    if hint is None or "_class_name" in config or not (_models.known(hint) or _models.class_name(config) is None):
+        return config
+    return {**config, "_class_name": hint}
 
 
 def network(folder: Path, *, variant: str | None, dtype: Any, hint: str | None = None) -> tuple[nn.Module, dict[str, Any]]:

@@ -57,7 +57,7 @@ def parts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     listed, read, unknown = _listed(folder), {}, {}
     for name, hint in listed.items():
         if name in NETWORKS:
-            kind = _models.class_name(_loading.configuration(folder / name, hint))
+            kind = _models.class_name(_loading.configuration(folder / _files.place(folder, name), hint))
             if name in NEEDED or _models.known(kind):
                 read[name] = hint  # of an unknown class the reading complains
             else:
@@ -67,9 +67,14 @@ def parts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     return read, unknown
 
 
+def places(folder: Path) -> list[str]:
+    """The folders, below the pipeline's, of the networks that are read."""
+    return [_files.place(folder, name) for name in parts(folder)[0]]
+
+
 def scheduler(folder: Path) -> dict[str, Any] | None:
     """The contents of `scheduler_config.json`, which has to be there where `model_index.json` names a scheduler: another would sample otherwise."""
-    file = folder / "scheduler" / _files.SCHEDULER
+    file = _files.scheduler_folder(folder) / _files.SCHEDULER
     return _files.read_json(file) if "scheduler" in _listed(folder) or _files.regular(file) else None
 
 
@@ -92,11 +97,11 @@ def load_pipeline(
         components, scheduler, tokenizers, *_ = load_pipeline("stabilityai/stable-diffusion-2-1", variant="fp16")
         unet, params = components["unet"]
     """
-    folder = _hub.local(path, lambda root: parts(root)[0], variant=variant, revision=revision, local_files_only=local_files_only)
+    folder = _hub.local(path, places, variant=variant, revision=revision, local_files_only=local_files_only)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder at {folder}: give a local pipeline in diffusers' layout, or the id org/name of one on the hub.")
     read, unknown = parts(folder)
-    components = {name: _loading.network(folder / name, variant=variant, dtype=dtype, hint=hint) for name, hint in read.items()}
+    components = {name: _loading.network(folder / _files.place(folder, name), variant=variant, dtype=dtype, hint=hint) for name, hint in read.items()}
     return Pipeline(
         components,
         scheduler(folder) or {},

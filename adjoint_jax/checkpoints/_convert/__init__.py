@@ -99,18 +99,18 @@ def _part(folder: Path, variant: str | None, hint: str | None = None) -> Part:
 
 def _folder(source: str | os.PathLike[str], *, variant: str | None, revision: str | None, local_files_only: bool) -> Converted:
     def wanted(root: Path) -> list[str]:
-        return list(_pipeline.parts(root)[0]) if (root / _files.PIPELINE).is_file() else ["."]
+        return _pipeline.places(root) if (root / _files.PIPELINE).is_file() else ["."]
 
     folder = _hub.local(source, wanted, variant=variant, revision=revision, local_files_only=local_files_only)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no file and no folder at {folder}: give one, or the id org/name of a repository on the hub.")
     if not _files.regular(folder / _files.PIPELINE):
-        scheduler = folder / _files.SCHEDULER
+        scheduler = _files.scheduler_folder(folder) / _files.SCHEDULER
         return Converted({"": _part(folder, variant)}, _files.read_json(scheduler) if _files.regular(scheduler) else None)
     read, unknown = _pipeline.parts(folder)
     index = {name: [None, None] if name in unknown else value for name, value in _files.read_json(folder / _files.PIPELINE).items()}
     return Converted(
-        {name: _part(folder / name, variant, hint) for name, hint in read.items()},
+        {name: _part(folder / _files.place(folder, name), variant, hint) for name, hint in read.items()},
         _pipeline.scheduler(folder),
         index,
         tuple(sorted(unknown)),
