@@ -1,6 +1,7 @@
 """Every test runs in float64 by default, on four devices, with JAX's strictest promotion rules."""
 
 import os
+import zlib
 from importlib.metadata import version
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
@@ -25,3 +26,52 @@ OPTIMISED = ("test_readme", "test_guide", "test_unet2d", "test_published_weights
 def _compile_quickly(request):
     """Small programs run once: most of LLVM's work on them is wasted."""
     jax.config.update("jax_disable_most_optimizations", request.module.__name__ not in OPTIMISED)
+
+
+THINNED = (
+    "test_adaptive.py::test_the_error_is_the_difference_to_the_order_below",
+    "test_adaptive.py::test_under_diffrax_controllers",
+    "test_adjoint_dpm.py::test_order_in_every_input",
+    "test_deis.py::test_every_stochastic_solver",
+    "test_deis.py::test_orders",
+    "test_deis.py::test_the_factor_of_the_sde",
+    "test_discrete.py::test_every_option_gives_the_gradient_of_autodiff",
+    "test_fitted.py::test_what_was_fitted_serves_other_samples",
+    "test_gaussian.py::test_every_adjoint_is_exact",
+    "test_gaussian.py::test_every_process_and_prediction_is_exact",
+    "test_gaussian.py::test_every_solver_is_exact",
+    "test_gms.py::test_three_moments_of_the_transition",
+    "test_guidance.py::test_exact_gradients_are_those_of_plain_autodiff",
+    "test_guidance.py::test_the_gradient_in_the_scale_by_differences",
+    "test_guidance.py::test_vmap_over_scales_and_samples_and_one_trace",
+    "test_guide.py::test_evaluations_are_those_that_happen",
+    "test_interpolated.py::test_all_nodes_are_exact",
+    "test_orders.py::test_continuous_adjoints_have_their_order",
+    "test_orders.py::test_convergence",
+    "test_orders.py::test_samples_and_exact_gradients_have_the_solvers_order",
+    "test_overhead.py::test_a_step_costs_next_to_nothing_beside_its_network",
+    "test_reversible.py::test_every_process_on_a_traced_grid",
+    "test_reversible.py::test_gradients_through_pairs_are_exact",
+    "test_reversible.py::test_round_trips",
+    "test_reversible.py::test_the_stochastic_rex_is_undone_along_its_path",
+    "test_reversible_adjoint.py::test_any_number_of_segments",
+    "test_reversible_adjoint.py::test_it_is_the_discrete_adjoint",
+    "test_schedules_and_statistics.py::test_gradients_are_exact",
+    "test_sde.py::test_exact_gradients_and_keys",
+    "test_sde.py::test_marginals_of_a_gaussian",
+    "test_transforms.py::test_integers_and_keys_get_no_gradient",
+    "test_transforms.py::test_the_same_objects_in_diffeqsolve",
+    "test_truncated.py::test_last_k_is_autodiff_from_a_constant_carry",
+    "test_values.py::test_discrete_adjoint_is_autodiff",
+    "test_values.py::test_gradient_in_the_grid",
+    "test_values.py::test_no_adjoint_changes_the_sample",
+    "test_values.py::test_rows_of_a_traced_grid_in_float32",
+)
+"""Tables of which the suite runs about half of the rows, drawn by their names so that no axis of a product is left out; the others are slow."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if f"{item.path.name}::{item.originalname}" in THINNED and zlib.crc32(item.name.encode()) % 2:
+            item.add_marker(pytest.mark.slow)

@@ -64,6 +64,7 @@ def test_a_seed_gives_one_schedule():
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_search_starts_from_what_it_is_given():
     """No tries: the better of two starts, or one's choices on nodes found by dynamic programming; a further search is no worse than its start."""
     x_T, args = inputs(0, 4)
