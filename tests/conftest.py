@@ -15,18 +15,9 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_disable_most_optimizations", True)  # programs run once: most of LLVM's work on them is wasted
 
 install_import_hook("adjoint_jax", "typechecker.check")
-
-OPTIMISED = ("test_readme", "test_guide", "test_unet2d", "test_published_weights", "test_own_network")
-"""Files whose networks take longer to run than to compile."""
-
-
-@pytest.fixture(autouse=True)
-def _compile_quickly(request):
-    """Small programs run once: most of LLVM's work on them is wasted."""
-    jax.config.update("jax_disable_most_optimizations", request.module.__name__ not in OPTIMISED)
-
 
 THINNED = (
     "test_adaptive.py::test_the_error_is_the_difference_to_the_order_below",

@@ -81,6 +81,7 @@ def test_a_search_starts_from_what_it_is_given():
             aj.search_schedule(TERM, x_T, args, starts=[wrong], **options)
 
 
+@pytest.mark.slow
 def test_descent_improves_the_nodes():
     """Descent by the gradient alone lowers the error of the best starter."""
     x_T, args = inputs(0)
