@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -301,6 +302,15 @@ def test_pipeline(tmp_path):
     assert config["_class_name"] == "TinyPipeline"
     assert unknown == {"text_encoder_3": "T5EncoderModel", "safety_checker": "StableDiffusionSafetyChecker"}
     assert same(load_model(path, subfolder="unet")[1], PARAMS)
+
+
+def test_an_id_in_a_fresh_interpreter(tmp_path):
+    """Where nobody has imported the hub's package before."""
+    code = "import adjoint_jax.cli; adjoint_jax.cli.main(['convert', 'nobody/nothing', 'new'])"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"adjoint-jax: There is no folder at nobody/nothing, and the hub's cache has nothing of that id .*\n", done.stderr)
 
 
 def test_the_first_pipelines_lie_in_one_folder(tmp_path):

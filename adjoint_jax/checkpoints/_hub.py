@@ -51,6 +51,7 @@ def local(path: str | os.PathLike[str], wanted: Wanted, *, variant: str | None, 
 def _package(path: str) -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError as error:
         raise ImportError(
