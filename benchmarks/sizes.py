@@ -1,7 +1,7 @@
 """Gradient memory of networks of published sizes, planned from their shapes alone: no weights, nothing run.
 
     python benchmarks/sizes.py                                  all, float32, an hour's compilation on two cores
-    python benchmarks/sizes.py --networks sd15 --steps 20       one
+    python benchmarks/sizes.py --networks sd15 --pixels 512     one
     python benchmarks/sizes.py --dtype bfloat16 --remat
 
 Each row of a plan is the temporaries of the gradient in (x_T, condition) of a sample of one image, beside the weights, by the programs of the
@@ -10,7 +10,6 @@ x tokens x tokens, which a GPU does not.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +22,8 @@ from adjoint_jax.checkpoints._adapters import FirstChannels
 from adjoint_jax.models import ADM, SD3Transformer, UNet2DCondition
 
 SDXL_CONDITIONS = {"encoder_hidden_states": (1, 77, 2048), "text_embeds": (1, 1280), "time_ids": (1, 6)}
-NETWORKS: dict[str, tuple[Any, Any, Sequence[int]]] = {
-    "sd15": (UNet2DCondition(cross_attention_dim=768), (1, 77, 768), (64, 128)),
+NETWORKS: dict[str, tuple[Any, Any, int]] = {
+    "sd15": (UNet2DCondition(cross_attention_dim=768), (1, 77, 768), 8),
     "sdxl": (
         UNet2DCondition(
             block_out_channels=(320, 640, 1280),
@@ -39,12 +38,12 @@ NETWORKS: dict[str, tuple[Any, Any, Sequence[int]]] = {
             projection_class_embeddings_input_dim=2816,
         ),
         SDXL_CONDITIONS,
-        (64, 128),
+        8,
     ),
     "sd3-medium": (
         SD3Transformer(num_layers=24, num_attention_heads=24, pos_embed_max_size=192, caption_projection_dim=1536, sample_size=128),
         {"encoder_hidden_states": (1, 333, 4096), "pooled_projections": (1, 2048)},
-        (64, 128),
+        8,
     ),
     "adm-256": (
         ADM(
@@ -59,15 +58,17 @@ NETWORKS: dict[str, tuple[Any, Any, Sequence[int]]] = {
             resblock_updown=True,
         ),
         None,
-        (256, 512),
+        1,
     ),
 }
-"""The module, the shapes of its condition, and the sides of x: an eighth of the pixels' for all but ADM."""
+"""The module, the shapes of its condition, and how many pixels of the image are one of x, along a side."""
 
 
 @dataclass(frozen=True)
 class Config:
     networks: tuple[str, ...] = tuple(NETWORKS)
+    pixels: tuple[int, ...] = (512, 1024)
+    """Of a side of the image."""
     steps: int = 20
     dtype: str = "float32"
     """Of the weights and conditions; the state is float32."""
@@ -87,7 +88,7 @@ def main(config: Config) -> None:
     grid = aj.grids.log_snr(process, config.steps)
     print(f"{config.dtype}, remat={config.remat}, {config.steps} steps, one image, {jax.default_backend()}")
     for name in config.networks:
-        module, condition, sides = NETWORKS[name]
+        module, condition, factor = NETWORKS[name]
         module = module.clone(remat=config.remat)
         params = jax.eval_shape(module.init, jax.random.key(0), *module.dummy_inputs)["params"]
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -95,8 +96,9 @@ def main(config: Config) -> None:
         term = aj.DiffusionTerm(FirstChannels(aj.linen(module), module.in_channels), process, "eps")
         args = {"params": params} | ({} if condition is None else {"cond": abstract(condition, dtype)})
         wrt = ("x_T",) if condition is None else ("x_T", "args['cond']")
-        for side in sides:
-            began, x = time.time(), jax.ShapeDtypeStruct((1, side, side, module.in_channels), jnp.float32)
+        for pixels in config.pixels:
+            side, began = pixels // factor, time.time()
+            x = jax.ShapeDtypeStruct((1, side, side, module.in_channels), jnp.float32)
             plan = aj.plan(term, x, args, grid=grid, budget_bytes=int(config.gib * 2**30), wrt=wrt)
             weights, seconds = f"{count} parameters ({count * dtype.itemsize / 2**30:.2f} GiB)", time.time() - began
             print(f"\n{name}, x {x.shape}, {weights}, planned in {seconds:.0f} s\n\n{plan}", flush=True)
