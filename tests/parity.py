@@ -3,12 +3,11 @@
 The originals are those of the extra `parity` (torch, diffusers, transformers). Without it a test that asks for them is skipped with the reason.
 """
 
-import zlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fixtures.make_unet2d import weight
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # each program runs once
 
@@ -18,14 +17,6 @@ def original(name):
     module = pytest.importorskip(name, reason=f"{name} is not installed: pip install 'adjoint-jax[parity]'")
     pytest.importorskip("torch").set_num_threads(1)  # more would wait for each other longer than these networks run
     return module
-
-
-def weight(name, shape):
-    """A tensor of torch's layout that depends on its name and shape alone, sized so that activations stay of order one."""
-    draws = np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)
-    if len(shape) <= 1:
-        return (0.2 * draws + ("norm" in name and name.endswith("weight"))).astype(np.float32)
-    return (draws / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
 
 def randomise(module):

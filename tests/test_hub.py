@@ -315,10 +315,8 @@ def test_an_id_in_a_fresh_interpreter(tmp_path):
 
 def test_the_first_pipelines_lie_in_one_folder(tmp_path):
     """As google/ddpm-cifar10-32: the network's configuration, the scheduler's and the pipeline's side by side."""
-    path, options = tmp_path / "pipe", {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4}
-    unet = UNet2D(in_channels=1, out_channels=1, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), **options)
-    params = parameters(unet)
-    save(path, unet, params, SCHEDULER)
+    path, params = tmp_path / "pipe", parameters(UNET)
+    save(path, UNET, params, SCHEDULER)
     (path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}))
     first = load_pipeline(path)
     assert same(first.components["unet"][1], params)

@@ -1,6 +1,5 @@
 """UNet2D gives what diffusers' UNet2DModel gives, to float32 rounding, over a table of options; and says what does not fit."""
 
-import importlib.util
 import json
 import zlib
 from pathlib import Path
@@ -10,16 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from fixtures import make_unet2d as reference
+from parity import QUICK
 
 from adjoint_jax.checkpoints import load_model
 from adjoint_jax.models import UNet2D
 from adjoint_jax.models.unet2d._layers import _norm, timestep_embedding
 
 FIXTURES = Path(__file__).parent / "fixtures"
-SPEC = importlib.util.spec_from_file_location("make_unet2d", FIXTURES / "make_unet2d.py")
-reference = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(reference)
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # each program runs once
 TINY = UNet2D(
     in_channels=1,
     out_channels=1,
