@@ -1,12 +1,6 @@
-"""The options of the command line: two frozen dataclasses, whose defaults a TOML file may change."""
+"""The options of the command line: frozen dataclasses, whose defaults a TOML file may change."""
 
-import dataclasses
-import tomllib
-import types
-import typing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -26,9 +20,13 @@ class Sample:
     guidance: float = 1.0
     """Scale of classifier-free guidance, with the last class as the null one; 1 is none and takes half the work."""
     sampler: str = "dpmpp"
-    """ddim, deis, dpmpp, exponential or heun."""
+    """ddim, deis, dpmpp, exponential or heun; stochastic: sde-dpmpp, ddim with --eta and exponential with --tau."""
     order: int | None = None
-    """Order of deis, dpmpp and exponential; by default 3, 2 and 2."""
+    """Order of deis, dpmpp, exponential and sde-dpmpp; by default 3, 2, 2 and 2."""
+    eta: float | None = None
+    """Of ddim: the share of the ancestral noise, by default 0."""
+    tau: float | None = None
+    """Of exponential and sde-dpmpp: the scale of the noise of the reverse SDE, by default 0 and 1."""
     sigma_data: float | None = None
     """Assumed standard deviation of the data: the frame of exponential (1 by default) and heun (infinite by default)."""
     grid: str = "log_snr"
@@ -54,25 +52,43 @@ class Guide(Sample):
     resume: bool = False
     """Continue the run in --out where its last save left it; starts it where there is none."""
     metric: str = "classifier"
-    """classifier, image, or module:function with images [B, H, W, C] in [-1, 1] -> scores [B], higher is better."""
+    """classifier, image, colour, layout, inpainting, deblurring, or module:function: images [B, H, W, C] in [-1, 1] -> scores [B], to be raised."""
     target: int | None = None
     """The class whose log-probability the metric classifier is; by default 8 for the embedded classifier."""
     classifier: str | None = None
     """A folder with a ConvClassifier; by default the embedded one."""
     target_image: str | None = None
-    """The PNG whose mean squared distance, negated, the metric image is."""
+    """The PNG that the metrics image and layout come close to, or that inpainting and deblurring observed."""
+    target_colour: str | None = None
+    """The mean of the metric colour in [-1, 1], a number a channel: "0.2,-0.5,0.9"."""
+    cells: int | None = None
+    """Of the metric layout: cells along each side, whose means are compared."""
+    seen: str | None = None
+    """Of the metric inpainting: the PNG that is white where --target-image was observed."""
+    blur: float | None = None
+    """Of the metric deblurring: the standard deviation in pixels of the Gaussian blur under which --target-image was observed."""
+    noise_level: float | None = None
+    """Of inpainting and deblurring: the standard deviation of the observation's noise, pixels in [-1, 1]; by default 0.1."""
     drive: str = "noise"
-    """noise, embedding or both."""
+    """noise (x_T), injected (a stochastic sampler's draws), embedding, several joined by +, or both for noise+embedding."""
     project: str = "shell"
-    """shell keeps the noise at the norm of Gaussian noise after each update, none does not."""
+    """What keeps noise like noise after each update: shell (its expected norm), chi (the central 90 % of norms), norm (that of the start),
+    linf or l2 (a ball of --radius about the start), or none."""
+    radius: float | None = None
+    """Of the balls linf (an entry) and l2 (an image), in standard deviations of the noise."""
+    penalty: float = 0.0
+    """Weight of minus the log-density of the noise's norm, an entry, that is subtracted from each image's metric."""
     adjoint: str = "discrete"
-    """discrete (exact), direct (exact, all in memory), deis, or published (AdjointDEIS as published)."""
+    """discrete (exact), direct (exact, all in memory), deis, published (AdjointDEIS as published), last-k (exact through the last k steps, blind
+    to x_T), or greedy (the metric of the network's first guess at the clean image)."""
     adjoint_steps: int | None = None
     """Steps of the adjoints deis and published; by default those of the sampler."""
     adjoint_order: int | None = None
     """Order of deis (1 to 4, by default 3) and published (1 or 2, by default 2)."""
     adjoint_sigma_data: float | None = None
     """The frame of deis, by default 1."""
+    adjoint_k: int | None = None
+    """Steps that last-k differentiates."""
     optimiser: str = "adam"
     """adam, adabelief, adagrad, adamax, amsgrad, lion, nadam, radam, rmsprop, sgd, sign_sgd or yogi, of optax."""
     learning_rate: float = 0.05
@@ -111,28 +127,3 @@ class Convert:
 
 
 KINDS = {"guide": Guide, "sample": Sample, "convert": Convert}
-UNSAVED = ("config", "out", "resume", "save_every")
-
-
-def read_config(path: str, kind: type) -> dict[str, Any]:
-    """The options in a TOML file. Raises ValueError for an unknown key or a value of another type than the option's."""
-    try:
-        values = tomllib.loads(Path(path).read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not TOML: {error}.") from error
-    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name not in ("config", "resume")}
-    if unknown := [key for key in values if key not in hints]:
-        raise ValueError(f"{path} has the unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}: known are {', '.join(hints)}.")
-    for key, value in values.items():
-        allowed = typing.get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
-        if float in allowed and type(value) is int:
-            values[key] = float(value)
-        elif type(value) not in allowed:
-            wanted = " or ".join(each.__name__ for each in allowed if each is not types.NoneType)
-            raise ValueError(f"{path} has {key} = {value!r} where {'an' if wanted[0] in 'aeiou' else 'a'} {wanted} was expected.")
-    return values
-
-
-def recorded(options: Sample) -> dict[str, Any]:
-    """The options that decide what a run computes."""
-    return {key: value for key, value in dataclasses.asdict(options).items() if key not in UNSAVED}

@@ -1,17 +1,13 @@
-"""Steering a sampler by gradient: the noise and the class embedding of each image climb a metric of the image, through the whole sampler.
+"""Steering a sampler by gradient: noise, injected noises and embedding of each image climb a metric of the image, through the whole sampler.
 
-    maximise  sum_b f(x_0(x_T, e))_b    over x_T `[B, H, W, C]`, e `[B, E]`, or both,                                   (1)
-    x_T <- r x_T / |x_T|,               r = sigma(t_start) sqrt(H W C)   (the projection "shell")                       (2)
+    maximise  sum_b f(x_0(x_T, z, e))_b - w penalty(x_T, z)   over some of  x_T `[B, H, W, C]`, z `[steps, (k,) B, H, W, C]`, e `[B, E]`  (1)
 
-Images of a batch do not interact, so that a sum in (1) gives each the gradient that it would have alone. Gaussian noise in many
-dimensions lies on the shell (2), and a network has seen no other: without it the noise grows and the images go flat.
-
-All arrays are arguments of one jitted update, which is traced once; the state of a run is a value (`Progress`), so that stopping after any
-iterate and starting again from what was saved changes nothing.
+Images of a batch do not interact, so that a sum in (1) gives each the gradient that it would have alone. After each update the noises are
+projected (`experiments.projections`). All arrays are arguments of one jitted update, which is traced once; the state of a run is a value
+(`Progress`), so that stopping after any iterate and starting again from what was saved changes nothing.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .adjoints import AdjointDEIS, DiscreteAdjoint
+from .adjoints import AdjointDEIS, DiscreteAdjoint, LastK
 from .adjoints._nodes import choose
 from .audit import AuditRow, compare
+from .experiments.projections import concentration, projection
+from .experiments.run import Progress, iterate
 from .networks import cfg
 from .processes import AbstractProcess
 from .sample import sample
@@ -32,7 +30,10 @@ from .solvers import AbstractLinear
 from .terms import DiffusionTerm
 
 Variables = dict[str, Any]
-"""`x_T` `[B, H, W, C]` and, for a conditional network, `embedding` `[B, E]`; float32."""
+"""`x_T` `[B, H, W, C]`; of a random sampler `noise` `[steps, *x]` or `[steps, draws, *x]`; of a conditional network `embedding` `[B, E]`; float32."""
+
+GREEDY = "greedy"
+"""In an adjoint's place: the gradient of the metric of the network's clean state at x_T, the sampler left out."""
 
 
 class Given(NamedTuple):
@@ -52,14 +53,14 @@ class Seen(NamedTuple):
     norms: dict[str, Any]
 
 
-class Progress(NamedTuple):
-    """A run after `len(history)` iterates; `before` and `images` are those of the first and the latest."""
+class Steered(NamedTuple):
+    """The state of a run; `start` are the variables that it began with, `before` and `images` the images of the first and the latest iterate."""
 
     variables: Variables
     optimiser: Any
-    history: list[dict[str, Any]]
-    before: Any = None
-    images: Any = None
+    start: Variables
+    before: Any
+    images: Any
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,22 @@ class Sampler:
     guided: bool = False
 
     def __call__(self, given: Given, variables: Variables, adjoint: diffrax.AbstractAdjoint | None = None) -> Any:
+        term, args = self._problem(given, variables)
+        return sample(term, variables["x_T"], args, grid=self.grid, solver=self.solver, adjoint=adjoint, noise=variables.get("noise"))
+
+    def guess(self, given: Given, variables: Variables) -> Any:
+        """The clean state that the network sees at x_T."""
+        term, args = self._problem(given, variables)
+        return term.x0_and_eps(self.grid[0], variables["x_T"], args)[0]
+
+    def _problem(self, given: Given, variables: Variables) -> tuple[DiffusionTerm, Any]:
         args = {"params": given.params}
         if "embedding" in variables:
             args |= {"cond": variables["embedding"]}
         if self.guided:
             args |= {"uncond": given.null}
         network = cfg(self.network, given.scale) if self.guided else self.network
-        term = DiffusionTerm(network, self.process, self.prediction)
-        return sample(term, variables["x_T"], args, grid=self.grid, solver=self.solver, adjoint=adjoint)
+        return DiffusionTerm(network, self.process, self.prediction), args
 
     @property
     def spread(self) -> float:
@@ -91,43 +100,60 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Steering:
-    """The problem (1): a sampler, how it is differentiated, what is driven, by which optimiser, on the shell (2) or freely."""
+    """The problem (1): a sampler, how it is differentiated (an adjoint or `GREEDY`), what is driven, by which optimiser, under which constraint.
+
+    `project` and `radius` are those of `experiments.projections.projection`, in standard deviations of the noise.
+    """
 
     sampler: Sampler
-    adjoint: diffrax.AbstractAdjoint
+    adjoint: diffrax.AbstractAdjoint | str
     optimiser: optax.GradientTransformation
     driven: tuple[str, ...]
-    shell: bool = True
+    project: str = "shell"
+    radius: float | None = None
+    penalty: float = 0.0
 
     def start(self, variables: Variables) -> Progress:
         """Before the first iterate."""
-        return Progress(variables, self.optimiser.init(self._chosen(variables)), [])
+        images = jnp.zeros_like(variables["x_T"])
+        return Progress(Steered(variables, self.optimiser.init(self._chosen(variables)), variables, images, images))
 
     def _chosen(self, variables: Variables) -> Variables:
         return {name: variables[name] for name in self.driven}
 
-    def _project(self, variables: Variables) -> Variables:
-        if not self.shell or "x_T" not in self.driven:
-            return variables
-        x = variables["x_T"]
-        radius = self.sampler.spread * np.prod(x.shape[1:]) ** 0.5
-        norm = jnp.sqrt(jnp.sum(x**2, axis=tuple(range(1, x.ndim)), keepdims=True))
-        return {**variables, "x_T": x * (jnp.asarray(radius, x.dtype) / norm)}  # (2)
+    def _noises(self, variables: Variables) -> dict[str, tuple[float, tuple[int, ...]]]:
+        """Of each driven noise: its standard deviation, and the axes of one image."""
+        axes = tuple(range(1 - variables["x_T"].ndim, 0))
+        spreads = {"x_T": self.sampler.spread, "noise": 1.0}
+        return {name: (spread, axes) for name, spread in spreads.items() if name in self.driven}
 
-    def update(self, given: Given, variables: Variables, optimiser: Any) -> tuple[Variables, Any, Seen]:
-        """One step of the optimiser on (1): the variables after it, its state, and what was seen before it."""
+    def _projected(self, variables: Variables, start: Variables) -> Variables:
+        onto = projection(self.project, self.radius)
+        moved = {name: onto(variables[name], start[name], spread, axes) for name, (spread, axes) in self._noises(variables).items()}
+        return {**variables, **moved}
+
+    def _penalised(self, variables: Variables) -> Any:
+        return self.penalty * sum(concentration(variables[name], spread, axes) for name, (spread, axes) in self._noises(variables).items())
+
+    def update(self, given: Given, state: Steered) -> tuple[Steered, Seen]:
+        """One step of the optimiser on (1): the state after it, and what was seen before it."""
 
         def objective(chosen: Variables) -> Any:
-            images = self.sampler(given, {**variables, **chosen}, self.adjoint)
-            scores = given.metric(images)
-            return -jnp.sum(scores), (images, scores)
+            variables = {**state.variables, **chosen}
+            if isinstance(self.adjoint, str):
+                scores = given.metric(images := self.sampler(given, jax.lax.stop_gradient(variables)))
+                climbed = given.metric(self.sampler.guess(given, variables))
+            else:
+                climbed = scores = given.metric(images := self.sampler(given, variables, self.adjoint))
+            return self._penalised(variables) - jnp.sum(climbed), (images, scores)
 
-        chosen = self._chosen(variables)
+        chosen = self._chosen(state.variables)
         gradient, (images, scores) = jax.grad(objective, has_aux=True)(chosen)
-        updates, optimiser = self.optimiser.update(gradient, optimiser, chosen)
+        updates, optimiser = self.optimiser.update(gradient, state.optimiser, chosen)
         stepped: Any = optax.apply_updates(chosen, updates)
         norms = jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g**2)), gradient)
-        return self._project({**variables, **stepped}), optimiser, Seen(images, scores, norms)
+        variables = self._projected({**state.variables, **stepped}, state.start)
+        return Steered(variables, optimiser, state.start, state.before, images), Seen(images, scores, norms)
 
 
 def steer(steering: Steering, given: Given, progress: Progress, iterations: int) -> Iterator[Progress]:
@@ -137,23 +163,22 @@ def steer(steering: Steering, given: Given, progress: Progress, iterations: int)
         FloatingPointError: where a metric or a gradient is not finite; names the iteration and, if it was there, the sampler's step.
     """
     update = jax.jit(steering.update)
-    for k in range(len(progress.history), iterations + 1):
-        begin = time.perf_counter()
-        following, optimiser, seen = jax.block_until_ready(update(given, progress.variables, progress.optimiser))
+
+    def step(state: Steered, k: int) -> tuple[Steered, dict[str, Any]]:
+        following, seen = update(given, state)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((seen.scores, seen.norms))):
-            raise FloatingPointError(f"Iteration {k}: {_blame(steering.sampler, given, progress.variables, seen)}")
+            raise FloatingPointError(f"Iteration {k}: {_blame(steering.sampler, given, state.variables, seen)}")
         row = {
             "iteration": k,
             "metric": float(np.mean(np.asarray(seen.scores, np.float64))),
             "per_image": np.asarray(seen.scores).tolist(),
             "gradient_norm": {name: float(norm) for name, norm in seen.norms.items()},
-            "seconds": round(time.perf_counter() - begin, 4),
         }
         if k == iterations:
-            following, optimiser = progress.variables, progress.optimiser
-        before = seen.images if progress.before is None else progress.before
-        progress = Progress(following, optimiser, [*progress.history, row], before, seen.images)
-        yield progress
+            following = state._replace(images=seen.images)
+        return (following._replace(before=seen.images) if k == 0 else following), row
+
+    return iterate(step, progress, iterations + 1)
 
 
 def _blame(sampler: Sampler, given: Given, variables: Variables, seen: Seen) -> str:
@@ -168,13 +193,14 @@ def _blame(sampler: Sampler, given: Given, variables: Variables, seen: Seen) -> 
 
 
 def audit(
-    sampler: Sampler, given: Given, points: Mapping[str, Variables], adjoints: Mapping[str, diffrax.AbstractAdjoint]
+    sampler: Sampler, given: Given, points: Mapping[str, Variables], adjoints: Mapping[str, diffrax.AbstractAdjoint | str]
 ) -> list[tuple[str, AuditRow]]:
     """Each adjoint's gradient of (1) against the exact one, in every variable, at each of the named points."""
 
     @eqx.filter_jit
     def gradient(given: Given, variables: Variables, adjoint: Any) -> Variables:
-        return jax.grad(lambda variables: jnp.sum(given.metric(sampler(given, variables, adjoint))))(variables)
+        images = (lambda variables: sampler.guess(given, variables)) if adjoint == GREEDY else (lambda variables: sampler(given, variables, adjoint))
+        return jax.grad(lambda variables: jnp.sum(given.metric(images(variables))))(variables)
 
     rows = []
     for point, variables in points.items():
@@ -185,7 +211,7 @@ def audit(
     return rows
 
 
-def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint) -> tuple[int, int]:
+def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint | str) -> tuple[int, int]:
     """(forward, backward) evaluations of the network for one gradient, a batch counted as one and guidance as two."""
     solver = sampler.solver
     steps, rows = len(sampler.grid) - 1, solver.table(sampler.process, sampler.prediction, sampler.grid)
@@ -194,6 +220,11 @@ def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint) -> tuple[int
     forward, backward = 2 * once, once
     if isinstance(adjoint, diffrax.DirectAdjoint):
         forward = once
+    if adjoint == GREEDY:
+        forward, backward = once + 1, 1
+    if isinstance(adjoint, LastK):
+        last = int(stages[-adjoint.k :].sum())
+        forward, backward = once + last, last
     if isinstance(adjoint, AdjointDEIS):
         index = choose(sampler.grid, sampler.process.lam(sampler.grid), adjoint.steps, adjoint.nodes)
         nodes = max(len(index) - (adjoint.mode == "AB"), 0)
@@ -201,13 +232,3 @@ def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint) -> tuple[int
         forward, backward = once + nodes + exact, nodes * (2 if adjoint.mode == "PECE" else 1) + exact
     times = 2 if sampler.guided else 1
     return times * forward, times * backward
-
-
-def log_probability(apply: Callable, target: int, params: Any, images: Any) -> Any:
-    """log p(target | image) `[B]` by a classifier `apply(variables, images)` that gives logits."""
-    return jax.nn.log_softmax(apply({"params": params}, images))[:, target]
-
-
-def closeness(target: Any, images: Any) -> Any:
-    """Minus the mean squared distance `[B]` to `target` `[H, W, C]`, pixels in [-1, 1]."""
-    return -jnp.mean((images - target[None]) ** 2, axis=(1, 2, 3))

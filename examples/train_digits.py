@@ -4,12 +4,10 @@
     python examples/train_digits.py classifier --steps 3000 --out runs/classifier
 
 The UNet predicts v on the linear 1000-step schedule of DDPM, images in [-1, 1]; one label in ten becomes the null class, so that
-guidance works. Adam with linear warm-up and decay, an exponential moving average of the weights, a state that is written every
-`save_every` steps and resumed from: batch k depends on the seed and k alone, so a resumed run sees what an unbroken one sees.
+guidance works. `training` has the loop, whose state a killed run goes on from.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from flax import serialization
-from tqdm import tqdm
+from training import batch_indices, stratified, train
 
 from adjoint_jax import checkpoints
-from adjoint_jax._files import write
 from adjoint_jax.models import ConvClassifier, UNet2D
 from adjoint_jax.networks import target
 from adjoint_jax.schedulers._betas import process_from_config
@@ -72,8 +68,7 @@ def unet_loss(params, images, labels, key):
     """Mean squared error of v at stratified times."""
     key_t, key_eps, key_null = jax.random.split(key, 3)
     size = len(images)
-    quantile = (jax.random.uniform(key_t) + jnp.arange(size) / size) % 1
-    t = jnp.floor(quantile * SCHEDULER["num_train_timesteps"]).astype(jnp.int32)
+    t = jnp.floor(stratified(key_t, size) * SCHEDULER["num_train_timesteps"]).astype(jnp.int32)
     at = level(PROCESS, t.astype(jnp.float32)[:, None, None, None])
     eps = jax.random.normal(key_eps, images.shape)
     labels = jnp.where(jax.random.bernoulli(key_null, 0.1, labels.shape), NULL_CLASS, labels)
@@ -114,55 +109,20 @@ def classifier_loss(params, images, labels, key):
     return loss(attacked(loss, images, jax.random.uniform(key_radius, labels.shape, maxval=ATTACK)))
 
 
-def batch_indices(config: Config, step: int, size: int) -> np.ndarray:
-    """The images of one step: a walk through a permutation that depends on the seed and the epoch alone."""
-    per_epoch = size // config.batch
-    epoch, k = divmod(step, per_epoch)
-    order = np.random.default_rng((config.seed, epoch)).permutation(size)
-    return order[k * config.batch : (k + 1) * config.batch]
-
-
 def main(config: Config) -> None:
     with np.load(config.data) as data:
         images, labels = (jnp.asarray(data[f"{name}_train"]) for name in "xy")
-    loss = unet_loss if config.model == "unet" else classifier_loss
-    schedule = optax.join_schedules(
-        [optax.linear_schedule(0, config.learning_rate, 200), optax.linear_schedule(config.learning_rate, 0, config.steps - 200)], [200]
-    )
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    loss, module = (unet_loss, UNET) if config.model == "unet" else (classifier_loss, CLASSIFIER)
 
-    @partial(jax.jit, donate_argnums=0)
-    def train_step(state, images, labels, indices):
+    def batch_loss(params, indices, key):
         x = images[indices, :, :, None].astype(jnp.float32) / 127.5 - 1
-        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        value, gradient = jax.value_and_grad(loss)(state["params"], x, labels[indices].astype(jnp.int32), key)
-        updates, optimiser_state = optimiser.update(gradient, state["optimiser"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        decay = jnp.minimum(config.ema, (1 + state["step"]) / (10 + state["step"]))
-        average = optax.incremental_update(params, state["average"], 1 - decay)
-        return {"params": params, "average": average, "optimiser": optimiser_state, "step": state["step"] + 1}, value
+        return loss(params, x, labels[indices].astype(jnp.int32), key)
 
     x, y = jnp.zeros((1, 28, 28, 1)), jnp.zeros(1, jnp.int32)
-    key = jax.random.key(config.seed)
-    params = (jax.jit(UNET.init)(key, x, y, y) if config.model == "unet" else jax.jit(CLASSIFIER.init)(key, x))["params"]
-    state = {"params": params, "average": jax.tree.map(jnp.copy, params), "optimiser": optimiser.init(params), "step": jnp.zeros((), jnp.int32)}
-    config.out.mkdir(parents=True, exist_ok=True)
-    path = config.out / "state.msgpack"
-    if path.exists():
-        state = serialization.from_bytes(state, path.read_bytes())
-
-    running = None
-    first = int(state["step"])
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=config.model, mininterval=10)
-    for step in bar:
-        state, value = train_step(state, images, labels, batch_indices(config, step, len(images)))
-        if (step + 1) % 20 == 0:
-            running = float(value) if running is None else 0.9 * running + 0.1 * float(value)
-            bar.set_postfix(loss=f"{running:.4f}")
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            write(config.out, {"state.msgpack": serialization.to_bytes(state)})
-    unet = config.model == "unet"
-    checkpoints.save(config.out / "model", UNET if unet else CLASSIFIER, state["average"], SCHEDULER if unet else None)
+    inputs = (x, y, y) if module is UNET else (x,)
+    params = jax.jit(module.init)(jax.random.key(config.seed), *inputs)["params"]
+    average = train(batch_loss, params, lambda step: batch_indices(config, step, len(images)), config)
+    checkpoints.save(config.out / "model", module, average, SCHEDULER if module is UNET else None)
 
 
 if __name__ == "__main__":

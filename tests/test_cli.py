@@ -16,9 +16,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from adjoint_jax import _build, _files, checkpoints, cli
-from adjoint_jax._options import Guide, read_config
+from adjoint_jax import _build, _misfits, _scoring, checkpoints, cli
+from adjoint_jax._options import Guide
 from adjoint_jax.checkpoints import _models
+from adjoint_jax.experiments import options as options_module, run as run_module
+from adjoint_jax.experiments.options import read_config
 from adjoint_jax.models import ConvClassifier, UNet2D
 
 ROOT = Path(__file__).parents[1]
@@ -90,8 +92,7 @@ def run(*arguments):
 
 
 def history(out):
-    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
 
 
 def assert_same_run(one, other):
@@ -154,14 +155,14 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_end(nets, finished, tmp_
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_run_stopped_after_any_save_resumes_to_the_same_end(nets, finished, tmp_path, monkeypatch, stop):
     arguments = guidance(nets, tmp_path / "run", "--drive", "both")
-    save = _files.save
+    save = run_module.Run.save
 
-    def stopping(out, config, progress):
-        save(out, config, progress)
+    def stopping(run, progress, views):
+        save(run, progress, views)
         if len(progress.history) == stop:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_files, "save", stopping)
+    monkeypatch.setattr(run_module.Run, "save", stopping)
     with pytest.raises(KeyboardInterrupt):
         cli.main(arguments)
     monkeypatch.undo()
@@ -193,12 +194,12 @@ def refuses(arguments, sentence, capsys):
 
 NONE = ("--target", "None", "--classifier", "None")
 REFUSED = {
-    "sampler": (("--sampler", "euler"), "--sampler euler is not known: use one of ddim, deis, dpmpp, exponential, heun."),
+    "sampler": (("--sampler", "euler"), "--sampler euler is not known: use one of ddim, deis, dpmpp, exponential, heun, sde-dpmpp."),
     "grid": (("--grid", "cosine"), "--grid cosine is not known: use one of uniform, quadratic, log_snr,"),
-    "adjoint": (("--adjoint", "dpm"), "--adjoint dpm is not known: use one of discrete, direct, deis, published."),
+    "adjoint": (("--adjoint", "dpm"), "--adjoint dpm is not known: use one of discrete, direct, deis, published, last-k, greedy."),
     "optimiser": (("--optimiser", "lbfgs"), "--optimiser lbfgs is not known: use one of adam,"),
-    "drive": (("--drive", "weights"), "--drive weights is not known: use one of noise, embedding, both."),
-    "project": (("--project", "ball"), "--project ball is not known: use one of shell, none."),
+    "drive": (("--drive", "weights"), "--drive weights is not known: use one of noise, injected, embedding, both."),
+    "project": (("--project", "ball"), "--project ball is not known: use one of none, shell, chi, norm, linf, l2."),
     "option of a sampler": (("--sampler", "ddim", "--order", "2"), "--sampler ddim takes no --order: leave it out."),
     "option of an adjoint": (("--adjoint-steps", "2"), "--adjoint discrete takes no --adjoint-steps: leave it out."),
     "order": (("--order", "9"), "orders 1 to 3"),
@@ -257,7 +258,7 @@ def test_refuses_a_folder_in_use(nets, finished, tmp_path, capsys):
 
 def test_a_kill_during_the_first_write_leaves_nothing_to_resume(tmp_path):
     (tmp_path / ".state.npz.half").write_bytes(b"half")
-    _files.claim(tmp_path, resume=True)
+    run_module.claim(tmp_path, resume=True)
     assert not any(tmp_path.iterdir())
 
 
@@ -300,7 +301,7 @@ def test_the_distance_to_an_image(nets, tmp_path):
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "target.png")
     options = cli.parse(["guide", "--metric", "image", "--target-image", str(tmp_path / "target.png")])
     target = np.arange(64).reshape(1, 8, 8, 1) / 127.5 - 1
-    scores = _build._metric(options, jnp.zeros((2, 8, 8, 1)))(np.concatenate([target, target + 0.5]))
+    scores = _scoring.metric(options, jnp.zeros((2, 8, 8, 1)))(np.concatenate([target, target + 0.5]))
     np.testing.assert_allclose(scores, [0, -0.25], atol=1e-6)
 
 
@@ -308,7 +309,7 @@ def test_sample_and_the_start_of_guide_are_the_same_images(nets, finished, tmp_p
     cli.main(["sample", *sampling(nets), "--out", str(tmp_path / "out")])
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"samples.png", "samples.npz"}
     with np.load(tmp_path / "out" / "samples.npz") as samples, np.load(finished / "state.npz") as state:
-        np.testing.assert_allclose(samples["images"], state["before"], atol=1e-4)
+        np.testing.assert_allclose(samples["images"], state["state/before"], atol=1e-4)
     assert (tmp_path / "out" / "samples.png").read_bytes() == (finished / "before.png").read_bytes()
 
 
@@ -339,7 +340,7 @@ def test_refuses_a_config_file(tmp_path, capsys, text, sentence):
 def test_the_configs_of_this_repository_hold_known_options(path):
     values = read_config(str(path), Guide)
     options = Guide(**values)
-    _build._make("adjoint", options.adjoint, _build.ADJOINTS, "adjoint_", options, ("steps", "order", "sigma_data"))
+    _misfits.made("adjoint", options.adjoint, _build.ADJOINTS, "adjoint_", options)
 
 
 def test_help_runs_as_a_module():
@@ -351,5 +352,5 @@ def test_help_runs_as_a_module():
 
 
 def test_says_which_packages_are_missing(monkeypatch, capsys):
-    monkeypatch.setitem(cli.EXTRA, "no_such_module", "no-such-package")
+    monkeypatch.setitem(options_module.EXTRA, "no_such_module", "no-such-package")
     refuses(["sample"], "The command line needs no-such-package: pip install 'adjoint-jax[cli]'.", capsys)

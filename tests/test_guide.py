@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import adjoint_jax as aj
-from adjoint_jax.guide import Given, Sampler, Steering, audit, closeness, evaluations, log_probability, steer
+from adjoint_jax.experiments.metrics import closeness, log_probability
+from adjoint_jax.guide import Given, Sampler, Steering, audit, evaluations, steer
 
 PROCESS = aj.VPCosine()
 GRID = aj.grids.log_snr(PROCESS, 4)
@@ -28,12 +29,14 @@ def metric(images: Any) -> Any:
     return jnp.mean(jnp.sin(images), axis=(1, 2, 3))
 
 
-def problem(guided: bool = False, adjoint: Any = None, driven: tuple = ("x_T", "embedding"), shell: bool = True, batch: int = 3, score: Any = metric):
+def problem(
+    guided: bool = False, adjoint: Any = None, driven: tuple = ("x_T", "embedding"), project: str = "shell", batch: int = 3, score: Any = metric
+):
     rng = np.random.default_rng(0)
     sampler = Sampler(network, PROCESS, "eps", GRID, aj.DPMSolverPP(2), guided)
     variables = {"x_T": jnp.asarray(rng.normal(size=(3, 4, 4, 2)))[:batch], "embedding": jnp.asarray(rng.normal(size=(3, 2)))[:batch]}
     given = Given(jnp.asarray(0.7), jnp.asarray(1.5), jnp.asarray(rng.normal(size=2)), jax.tree_util.Partial(score))
-    return Steering(sampler, adjoint or aj.DiscreteAdjoint(), optax.sgd(0.1), driven, shell), given, variables
+    return Steering(sampler, adjoint or aj.DiscreteAdjoint(), optax.sgd(0.1), driven, project), given, variables
 
 
 def run(steering, given, variables, iterations=3):
@@ -42,7 +45,7 @@ def run(steering, given, variables, iterations=3):
 
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_update_is_a_step_along_the_gradient(guided):
-    steering, given, variables = problem(guided, shell=False)
+    steering, given, variables = problem(guided, project="none")
 
     def total(variables):
         args = {"params": given.params, "cond": variables["embedding"], "uncond": given.null}
@@ -51,9 +54,9 @@ def test_the_update_is_a_step_along_the_gradient(guided):
         return jnp.sum(metric(aj.sample(term, variables["x_T"], args, grid=GRID, adjoint=aj.DirectAdjoint())))
 
     gradient = jax.grad(total)(variables)
-    following, _, seen = steering.update(given, variables, steering.start(variables).optimiser)
+    following, seen = steering.update(given, steering.start(variables).state)
     for name in variables:
-        np.testing.assert_allclose(following[name], variables[name] + 0.1 * gradient[name], rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(following.variables[name], variables[name] + 0.1 * gradient[name], rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(seen.norms[name], np.linalg.norm(gradient[name]), rtol=1e-10)
     np.testing.assert_allclose(jnp.sum(seen.scores), total(variables), rtol=1e-12)
 
@@ -67,10 +70,10 @@ def test_the_update_is_traced_once_for_all_values():
 
     steering, given, variables = problem(guided=True, score=counting)
     update = jax.jit(steering.update)
-    state = steering.start(variables).optimiser
+    state = steering.start(variables).state
     for scale in (1.0, 2.0):
         moved = given._replace(scale=jnp.asarray(scale), params=given.params * scale, null=given.null * scale)
-        variables, state, _ = update(moved, variables, state)
+        state, _ = update(moved, state)
     assert traces["metric"] == 1
     run(steering, given, variables, iterations=5)
     assert traces["metric"] == 1
@@ -79,8 +82,8 @@ def test_the_update_is_traced_once_for_all_values():
 def test_images_of_a_batch_do_not_interact():
     together = run(*problem())[-1]
     alone = run(*problem(batch=1))[-1]
-    np.testing.assert_allclose(together.variables["x_T"][:1], alone.variables["x_T"], rtol=1e-12)
-    np.testing.assert_allclose(together.images[:1], alone.images, rtol=1e-12)
+    np.testing.assert_allclose(together.state.variables["x_T"][:1], alone.state.variables["x_T"], rtol=1e-12)
+    np.testing.assert_allclose(together.state.images[:1], alone.state.images, rtol=1e-12)
 
 
 @pytest.mark.parametrize("driven", [("x_T",), ("embedding",), ("x_T", "embedding")])
@@ -88,22 +91,22 @@ def test_only_what_is_driven_moves_and_noise_stays_on_its_shell(driven):
     steering, given, variables = problem(driven=driven)
     end = run(steering, given, variables)[-1]
     for name in variables:
-        assert bool(jnp.any(end.variables[name] != variables[name])) == (name in driven)
+        assert bool(jnp.any(end.state.variables[name] != variables[name])) == (name in driven)
     if "x_T" in driven:
         radius = float(PROCESS.sigma(GRID[0])) * 32**0.5
-        np.testing.assert_allclose(np.linalg.norm(end.variables["x_T"].reshape(3, -1), axis=1), radius, rtol=1e-12)
+        np.testing.assert_allclose(np.linalg.norm(end.state.variables["x_T"].reshape(3, -1), axis=1), radius, rtol=1e-12)
     assert set(end.history[0]["gradient_norm"]) == set(driven)
 
 
 def test_history_has_a_row_an_iterate_and_the_metric_rises():
-    steps = run(*problem(shell=False))
+    steps = run(*problem(project="none"))
     assert [len(step.history) for step in steps] == [1, 2, 3, 4]
     metrics = [row["metric"] for row in steps[-1].history]
     assert metrics == sorted(metrics)
     assert metrics[0] < metrics[-1]
-    np.testing.assert_allclose(np.mean(metric(steps[-1].images)), metrics[-1], rtol=1e-12)
-    np.testing.assert_array_equal(steps[-1].before, steps[0].images)
-    np.testing.assert_array_equal(steps[-1].variables["x_T"], steps[-2].variables["x_T"])
+    np.testing.assert_allclose(np.mean(metric(steps[-1].state.images)), metrics[-1], rtol=1e-12)
+    np.testing.assert_array_equal(steps[-1].state.before, steps[0].state.images)
+    np.testing.assert_array_equal(steps[-1].state.variables["x_T"], steps[-2].state.variables["x_T"])
 
 
 def test_going_on_after_any_iterate_changes_nothing():
@@ -111,7 +114,7 @@ def test_going_on_after_any_iterate_changes_nothing():
     unbroken = run(steering, given, variables)
     for stop in unbroken:
         end = [stop, *steer(steering, given, stop, 3)][-1]
-        np.testing.assert_array_equal(end.variables["x_T"], unbroken[-1].variables["x_T"])
+        np.testing.assert_array_equal(end.state.variables["x_T"], unbroken[-1].state.variables["x_T"])
         assert [row["per_image"] for row in end.history] == [row["per_image"] for row in unbroken[-1].history]
 
 
@@ -173,6 +176,7 @@ ADJOINTS = {
     "deis": aj.AdjointDEIS(),
     "fewer": aj.AdjointDEIS(steps=2, order=1, mode="PEC"),
     "published": aj.AdjointDEIS(order=1, sigma_data=np.inf, published=True),
+    "last-k": aj.LastK(2),
 }
 
 
@@ -183,11 +187,11 @@ ADJOINTS = {
 def test_evaluations_are_those_that_happen(solver, adjoint, clean_end):
     process = aj.VPDiscrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 100)))
     grid = np.append(aj.grids.log_snr(process, 4), -1.0) if clean_end else aj.grids.log_snr(process, 4)
-    sampler = Sampler(lambda x, t, args: counted(x), process, "eps", grid, SOLVERS[solver])
+    sampler = Sampler(lambda x, t, args: counted(x + args["params"]), process, "eps", grid, SOLVERS[solver])
     x = jnp.full((1, 2, 2, 1), 0.3)
-    given = Given({}, 1.0, None, jax.tree_util.Partial(metric))
+    total = lambda x, params: jnp.sum(metric(sampler(Given(params, 1.0, None, None), {"x_T": x}, ADJOINTS[adjoint])))  # noqa: E731
     CALLS.clear()
-    jax.block_until_ready(jax.jit(jax.grad(lambda x: jnp.sum(metric(sampler(given, {"x_T": x}, ADJOINTS[adjoint])))))(x))
+    jax.block_until_ready(jax.jit(jax.grad(total, argnums=(0, 1)))(x, jnp.asarray(0.1)))
     jax.effects_barrier()
     assert (CALLS["forward"], CALLS["backward"]) == evaluations(sampler, ADJOINTS[adjoint])
 

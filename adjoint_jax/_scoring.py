@@ -1,0 +1,146 @@
+"""From the options of the command line to metrics of images."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import checkpoints
+from ._misfits import at_least, positive, taken
+from ._options import Guide
+from .experiments import metrics
+from .models import ConvClassifier
+
+CLASSIFIER, TARGET = checkpoints.EMBEDDED / "classifier", 8
+"""The embedded classifier, and the default class to climb to."""
+METRICS: dict[str, tuple[str, ...]] = {
+    "classifier": ("target", "classifier"),
+    "image": ("target_image",),
+    "colour": ("target_colour",),
+    "layout": ("target_image", "cells"),
+    "inpainting": ("target_image", "seen", "noise_level"),
+    "deblurring": ("target_image", "blur", "noise_level"),
+}
+NOISE_LEVEL, CELLS, BLUR = 0.1, 4, 2.0
+
+
+def metric(options: Guide, images: Any) -> Any:
+    """The metric as a `Partial`, tried on the shape of the images."""
+    allowed = METRICS.get(options.metric, ())
+    taken("metric", options.metric, allowed, {key: getattr(options, key) for keys in METRICS.values() for key in keys})
+    at_least(options, 1, "cells")
+    positive(options, "noise_level", "blur")
+    found = MADE[options.metric](options, images.shape[1:]) if options.metric in MADE else jax.tree_util.Partial(_imported(options.metric))
+    try:
+        scores = jax.eval_shape(found, jax.ShapeDtypeStruct(images.shape, images.dtype))
+    except Exception as error:
+        raise ValueError(f"The metric {options.metric} does not take images of shape {images.shape}; {type(error).__name__}: {error}") from error
+    if getattr(scores, "shape", None) != images.shape[:1] or not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise ValueError(f"The metric {options.metric} must give one float for each image, shape {images.shape[:1]}; it gave {scores}.")
+    return found
+
+
+def _classifier(options: Guide, shape: tuple[int, ...]) -> Any:
+    path = CLASSIFIER if options.classifier is None else options.classifier
+    module, params = checkpoints.load_model(path)
+    if not isinstance(module, ConvClassifier):
+        raise ValueError(f"{path} holds a {type(module).__name__} where a ConvClassifier was expected.")
+    target = TARGET if options.target is None and options.classifier is None else options.target
+    if target is None or not 0 <= target < module.classes:
+        raise ValueError(f"The classifier knows the classes 0 to {module.classes - 1}; got --target {target}: give one of them.")
+    return jax.tree_util.Partial(partial(metrics.log_probability, module.apply, target), params)
+
+
+def _image(options: Guide, shape: tuple[int, ...]) -> Any:
+    return jax.tree_util.Partial(metrics.closeness, _pixels(options.target_image, shape, options.metric))
+
+
+def _colour(options: Guide, shape: tuple[int, ...]) -> Any:
+    try:
+        wanted = [float(each) for each in (options.target_colour or "").split(",")]
+    except ValueError:
+        wanted = []
+    if len(wanted) != shape[-1] or not np.isfinite(wanted).all():
+        raise ValueError(f"--metric colour comes close to a colour: give --target-colour as {shape[-1]} numbers in [-1, 1], joined by commas.")
+    return jax.tree_util.Partial(metrics.colour, jnp.asarray(wanted, jnp.float32))
+
+
+def _layout(options: Guide, shape: tuple[int, ...]) -> Any:
+    cells = CELLS if options.cells is None else options.cells
+    if any(size % cells for size in shape[:2]):
+        raise ValueError(f"--cells must divide the images' sides, {shape[0]} and {shape[1]}; got {cells}.")
+    return jax.tree_util.Partial(partial(metrics.layout, cells), _pixels(options.target_image, shape, "layout"))
+
+
+def _inpainting(options: Guide, shape: tuple[int, ...]) -> Any:
+    observed = _pixels(options.target_image, shape, "inpainting")
+    if options.seen is None:
+        raise ValueError("--metric inpainting needs to know which pixels were seen: give --seen MASK.png, white where they were.")
+    seen = (_pixels(options.seen, (*shape[:2], 1), "inpainting") > 0).astype(jnp.float32)
+    if not seen.any():
+        raise ValueError(f"{options.seen} is black all over: no pixel was seen.")
+    return jax.tree_util.Partial(metrics.inpainting, _noise_level(options), seen, observed)
+
+
+def _deblurring(options: Guide, shape: tuple[int, ...]) -> Any:
+    blur = BLUR if options.blur is None else options.blur
+    return jax.tree_util.Partial(partial(metrics.deblurring, _noise_level(options), blur), _pixels(options.target_image, shape, "deblurring"))
+
+
+def _noise_level(options: Guide) -> float:
+    return NOISE_LEVEL if options.noise_level is None else options.noise_level
+
+
+MADE: dict[str, Callable[[Guide, tuple[int, ...]], Any]] = {
+    "classifier": _classifier, "image": _image, "colour": _colour, "layout": _layout, "inpainting": _inpainting, "deblurring": _deblurring,
+}  # fmt: skip
+
+
+def _pixels(path: str | None, shape: tuple[int, ...], name: str) -> Any:
+    """A PNG as pixels `[H, W, C]` in [-1, 1]."""
+    from PIL import Image
+
+    if path is None:
+        raise ValueError(f"--metric {name} measures the distance to an image: give --target-image FILE.png.")
+    with Image.open(path) as image:
+        pixels = np.asarray(image, np.float32) / 127.5 - 1
+        mode = image.mode
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    wanted = "L" if shape[-1] == 1 else "RGB"
+    if pixels.shape != shape or mode != wanted:
+        raise ValueError(f"{path} has shape {pixels.shape} and mode {mode} where images are sampled of {shape} and {wanted}: resize or convert it.")
+    return jnp.asarray(pixels)
+
+
+def _imported(name: str) -> Callable:
+    module, _, function = name.partition(":")
+    if not function:
+        raise ValueError(f"--metric {name} is not known: use one of {', '.join(METRICS)}, or module:function.")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:
+        raise ValueError(f"--metric {name} cannot be imported; {type(error).__name__}: {error}.") from error
+    if not callable(found):
+        raise ValueError(f"--metric {name} is a {type(found).__name__}, not a function of images.")
+    return found
+
+
+def describe(options: Guide) -> str:
+    """The metric in words."""
+    target = TARGET if options.target is None else options.target
+    words = {
+        "classifier": f"log-probability of class {target}",
+        "image": f"minus the mean squared distance to {options.target_image}",
+        "colour": f"minus the mean squared distance of the mean colour to {options.target_colour}",
+        "layout": f"minus the mean squared distance to {options.target_image} in {options.cells or CELLS} x {options.cells or CELLS} cells",
+        "inpainting": f"log-likelihood a pixel of what was seen of {options.target_image}",
+        "deblurring": f"log-likelihood a pixel of {options.target_image}, blurred",
+    }
+    return words.get(options.metric, options.metric)

@@ -1,0 +1,79 @@
+"""Metrics of images `[B, H, W, C]` in [-1, 1]: scores `[B]`, higher is better. Arguments before `images` are bound by `jax.tree_util.Partial`.
+
+class         log p(target | x) of a classifier                                            (1)
+image         -mean (x - y)^2                                                              (2)
+colour        -mean_c (mean_hw x - y_c)^2                                                   (3)
+layout        (2) of x and y averaged over k x k cells                                       (4)
+inpainting    log N(y; x, s^2) at the pixels that were seen, a pixel, without its constant    (5)
+deblurring    log N(y; K x, s^2), K a Gaussian blur, likewise                                (6)
+style         -sum_l mean (G_l(x) - G_l(y))^2,   G_l = F_l F_l^T / (h w)  of features F_l `[c, h w]`    (7)
+clip          cosine of the embeddings of the image and of a text: `pipelines` has the networks
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def log_probability(apply: Callable, target: int, params: Any, images: Any) -> Any:
+    """(1), by a classifier `apply(variables, images)` that gives logits."""
+    return jax.nn.log_softmax(apply({"params": params}, images))[:, target]
+
+
+def closeness(target: Any, images: Any) -> Any:
+    """(2), `target` `[H, W, C]`."""
+    return -jnp.mean((images - target[None]) ** 2, axis=(1, 2, 3))
+
+
+def colour(target: Any, images: Any) -> Any:
+    """(3), `target` `[C]`."""
+    return -jnp.mean((jnp.mean(images, axis=(1, 2)) - target[None]) ** 2, axis=1)
+
+
+def layout(cells: int, target: Any, images: Any) -> Any:
+    """(4), `target` `[H, W, C]`, `cells` of them along each side; H and W are multiples of it."""
+    return closeness(pooled(target[None], cells)[0], pooled(images, cells))
+
+
+def pooled(images: Any, cells: int) -> Any:
+    """Means over `cells` x `cells` equal parts, `[B, cells, cells, C]`."""
+    b, height, width, c = images.shape
+    return jnp.mean(images.reshape(b, cells, height // cells, cells, width // cells, c), axis=(2, 4))
+
+
+def inpainting(spread: float, seen: Any, observed: Any, images: Any) -> Any:
+    """(5): `observed` `[H, W, C]`, `seen` `[H, W, 1]`, 1 where it was, and `spread`, the noise's standard deviation."""
+    errors = seen[None] * (images - observed[None]) ** 2
+    return -jnp.sum(errors, axis=(1, 2, 3)) / (2 * spread**2 * jnp.sum(seen) * images.shape[-1])
+
+
+def deblurring(spread: float, width: float, observed: Any, images: Any) -> Any:
+    """(6): `observed` `[H, W, C]` was blurred by a Gaussian of standard deviation `width` pixels."""
+    return closeness(observed, blurred(images, width)) / (2 * spread**2)
+
+
+def blurred(images: Any, width: float) -> Any:
+    """Images under a Gaussian blur of standard deviation `width` pixels, cut at three of them, edges repeated."""
+    reach = int(np.ceil(3 * width))
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+    weights = jnp.asarray(weights / weights.sum(), images.dtype)
+    for axis in (1, 2):
+        pad = [(reach, reach) if i == axis else (0, 0) for i in range(4)]
+        padded = jnp.pad(images, pad, mode="edge")
+        size = images.shape[axis]
+        images = sum(weights[k] * jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(2 * reach + 1))
+    return images
+
+
+def gram(features: Any) -> Any:
+    """G in (7) of features `[B, h, w, c]`: `[B, c, c]`."""
+    return jnp.einsum("bhwc,bhwd->bcd", features, features) / (features.shape[1] * features.shape[2])
+
+
+def style(features: Callable[[Any], Sequence[Any]], grams: Sequence[Any], images: Any) -> Any:
+    """(7): `features(images)` gives F_l `[B, h_l, w_l, c_l]`; `grams` are those to come to, `[c_l, c_l]`. Gatys, Ecker & Bethge (CVPR 2016)."""
+    found = [gram(layer) for layer in features(images)]
+    return -sum(jnp.mean((mine - wanted[None]) ** 2, axis=(1, 2)) for mine, wanted in zip(found, grams, strict=True))
