@@ -10,6 +10,7 @@ if version("jaxlib").startswith("0.10."):  # which compiles small programs twice
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_enable_x64", True)
@@ -66,3 +67,21 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if f"{item.path.name}::{item.originalname}" in THINNED and zlib.crc32(item.name.encode()) % 2:
             item.add_marker(pytest.mark.slow)
+
+
+QUICK = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}
+
+
+@pytest.fixture(scope="module")
+def as_the_program_runs(tmp_path_factory):
+    """JAX's own types, whatever the suite sets; and programs compiled quickly, once, since such tests run the same few over and over."""
+    settings = {**QUICK, "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled"))}
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

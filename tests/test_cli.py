@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from adjoint_jax import _build, _misfits, _scoring, checkpoints, cli
@@ -29,23 +28,7 @@ UNET = UNet2D(in_channels=1, out_channels=1, norm_num_groups=4, attention_head_d
 SCHEDULER = {"_class_name": "DDPMScheduler", "prediction_type": "v_prediction"}
 EVERY = {"before.png", "after.png", "metric.png", "history.jsonl", "report.md", "config.json", "state.npz", "final.npz"}
 
-
-QUICK = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_the_program_runs(tmp_path_factory):
-    """JAX's own types, whatever the suite sets; and programs compiled quickly, once, since these tests run the same few over and over."""
-    settings = {**QUICK, "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled"))}
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("as_the_program_runs")
 
 
 def save_random(path, module, scheduler=None, spoil=None):
