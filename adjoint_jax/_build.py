@@ -14,11 +14,12 @@ import optax
 from . import _scoring, checkpoints, grids
 from ._misfits import at_least, known, made, positive
 from ._options import Guide, Sample
-from .adjoints import AdjointDEIS, DiscreteAdjoint, LastK
+from .adjoints import AdjointDEIS
 from .checkpoints import _files as layout
+from .experiments.engines import ADJOINTS
 from .experiments.options import recorded
 from .experiments.projections import PROJECTIONS, projection
-from .guide import GREEDY, Given, Sampler, Steering, Variables
+from .guide import Given, Sampler, Steering, Variables
 from .solvers import DDIM, DEIS, DPMSolverPP, Exponential, ExponentialRK, SDEDPMSolverPP
 
 DIGITS = checkpoints.EMBEDDED / "digits"
@@ -32,14 +33,6 @@ SAMPLERS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "exponential": (Exponential, ("order", "sigma_data", "tau")),
     "heun": (partial(ExponentialRK, diffrax.Heun()), ("sigma_data",)),
     "sde-dpmpp": (SDEDPMSolverPP, ("order", "tau")),
-}
-ADJOINTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
-    "discrete": (DiscreteAdjoint, ()),
-    "direct": (diffrax.DirectAdjoint, ()),
-    "deis": (AdjointDEIS, ("steps", "order", "sigma_data")),
-    "published": (partial(AdjointDEIS, order=2, sigma_data=np.inf, published=True), ("steps", "order")),
-    "last-k": (LastK, ("k",)),
-    GREEDY: (lambda: GREEDY, ()),
 }
 GRIDS = ("uniform", "quadratic", "log_snr", "karras", "edm", "beta", "vp", "angle", "shifted", "linspace", "trailing", "leading")
 DRIVES = {"noise": "x_T", "injected": "noise", "embedding": "embedding"}

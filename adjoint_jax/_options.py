@@ -79,8 +79,8 @@ class Guide(Sample):
     penalty: float = 0.0
     """Weight of minus the log-density of the noise's norm, an entry, that is subtracted from each image's metric."""
     adjoint: str = "discrete"
-    """discrete (exact), direct (exact, all in memory), deis, published (AdjointDEIS as published), last-k (exact through the last k steps, blind
-    to x_T), or greedy (the metric of the network's first guess at the clean image)."""
+    """discrete (exact), kept (exact, linearisations in memory), direct (exact, all in memory), deis, published (AdjointDEIS-2M as published) or
+    published-1, last-k (exact through the last k steps, blind to x_T), or greedy (the metric of the network's first guess at the clean image)."""
     adjoint_steps: int | None = None
     """Steps of the adjoints deis and published; by default those of the sampler."""
     adjoint_order: int | None = None

@@ -21,6 +21,7 @@ import optax
 from .adjoints import AdjointDEIS, DiscreteAdjoint, LastK
 from .adjoints._nodes import choose
 from .audit import AuditRow, compare
+from .experiments.engines import GREEDY
 from .experiments.projections import concentration, projection
 from .experiments.run import Progress, iterate
 from .networks import cfg
@@ -31,9 +32,6 @@ from .terms import DiffusionTerm
 
 Variables = dict[str, Any]
 """`x_T` `[B, H, W, C]`; of a random sampler `noise` `[steps, *x]` or `[steps, draws, *x]`; of a conditional network `embedding` `[B, E]`; float32."""
-
-GREEDY = "greedy"
-"""In an adjoint's place: the gradient of the metric of the network's clean state at x_T, the sampler left out."""
 
 
 class Given(NamedTuple):
@@ -218,7 +216,7 @@ def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint | str) -> tup
     stages = np.full(steps, len(solver.pattern.reads)) if rows.active is None else np.sum(rows.active, axis=1)
     once = int(stages.sum())
     forward, backward = 2 * once, once
-    if isinstance(adjoint, diffrax.DirectAdjoint):
+    if isinstance(adjoint, diffrax.DirectAdjoint) or (isinstance(adjoint, DiscreteAdjoint) and adjoint.keep == "all"):
         forward = once
     if adjoint == GREEDY:
         forward, backward = once + 1, 1

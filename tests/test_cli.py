@@ -179,7 +179,7 @@ NONE = ("--target", "None", "--classifier", "None")
 REFUSED = {
     "sampler": (("--sampler", "euler"), "--sampler euler is not known: use one of ddim, deis, dpmpp, exponential, heun, sde-dpmpp."),
     "grid": (("--grid", "cosine"), "--grid cosine is not known: use one of uniform, quadratic, log_snr,"),
-    "adjoint": (("--adjoint", "dpm"), "--adjoint dpm is not known: use one of discrete, direct, deis, published, last-k, greedy."),
+    "adjoint": (("--adjoint", "dpm"), "--adjoint dpm is not known: use one of discrete, kept, direct, deis, published, published-1,"),
     "optimiser": (("--optimiser", "lbfgs"), "--optimiser lbfgs is not known: use one of adam,"),
     "drive": (("--drive", "weights"), "--drive weights is not known: use one of noise, injected, embedding, both."),
     "project": (("--project", "ball"), "--project ball is not known: use one of none, shell, chi, norm, linf, l2."),

@@ -173,6 +173,7 @@ SOLVERS = {"dpmpp": aj.DPMSolverPP(2), "heun": aj.ExponentialRK(diffrax.Heun())}
 ADJOINTS = {
     "discrete": aj.DiscreteAdjoint(),
     "direct": aj.DirectAdjoint(),
+    "kept": aj.DiscreteAdjoint(keep="all"),
     "deis": aj.AdjointDEIS(),
     "fewer": aj.AdjointDEIS(steps=2, order=1, mode="PEC"),
     "published": aj.AdjointDEIS(order=1, sigma_data=np.inf, published=True),
