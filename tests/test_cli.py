@@ -127,7 +127,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_end(nets, finished, tmp_
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    (tmp_path / "run" / ".state.npz.half").write_bytes(b"what a kill during a write leaves")
+    (tmp_path / "run" / ".state.npz.halfdone").write_bytes(b"what a kill during a write leaves")
     with np.load(tmp_path / "run" / "state.npz") as state:
         assert len(str(state["history"]).splitlines()) < 5
     cli.main(arguments)
@@ -240,7 +240,7 @@ def test_refuses_a_folder_in_use(nets, finished, tmp_path, capsys):
 
 
 def test_a_kill_during_the_first_write_leaves_nothing_to_resume(tmp_path):
-    (tmp_path / ".state.npz.half").write_bytes(b"half")
+    (tmp_path / ".state.npz.halfdone").write_bytes(b"half")
     run_module.claim(tmp_path, resume=True)
     assert not any(tmp_path.iterdir())
 

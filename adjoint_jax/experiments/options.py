@@ -46,9 +46,9 @@ def read_config(path: str, kind: type) -> dict[str, Any]:
 
 def _checked(path: str, key: str, value: Any, hint: Any) -> Any:
     """A value of the type that the option has; lists become tuples."""
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_checked(path, key, each, typing.get_args(hint)[0]) for each in value)
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, list) and (inner := [typing.get_args(each)[0] for each in allowed if typing.get_origin(each) is tuple]):
+        return tuple(_checked(path, key, each, inner[0]) for each in value)
     if float in allowed and type(value) is int:
         return float(value)
     if type(value) not in allowed:

@@ -12,7 +12,6 @@ import io
 import json
 import re
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,8 @@ import numpy as np
 from ..checkpoints._files import to_json, write_whole
 
 STATE, CONFIG, HISTORY = "state.npz", "config.json", "history.jsonl"
-TEMPORARY = re.compile(r"\..+\.\w+")
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""The names that `write_whole` writes under."""
 
 
 class Progress(NamedTuple):
@@ -80,19 +80,16 @@ class Run:
         if not path.is_file():
             return Progress(start)
         try:
-            with np.load(path) as data:
+            with np.load(path, allow_pickle=False) as data:
                 saved = {name: data[name] for name in data.files}
             history, theirs = [json.loads(row) for row in str(saved["history"]).splitlines()], json.loads(str(saved["config"]))
             self._check(theirs)
-            found = [saved[name] for name, _ in _named(start)]
-            if [leaf.shape for leaf in found] != [np.shape(leaf) for leaf in jax.tree.leaves(start)]:
-                raise ValueError("its arrays have other shapes")
-        except (KeyError, EOFError, zipfile.BadZipFile, ValueError) as error:
-            if isinstance(error, Other):
-                raise
+            leaves = [_restored(saved[name], leaf) for name, leaf in _named(start)]
+        except Other:
+            raise
+        except Exception as error:  # a damaged archive fails in more ways than its reader names
             raise ValueError(f"{path} is not the whole state of a run ({error}): remove {self.out} and start again.") from error
-        state = jax.tree.unflatten(jax.tree.structure(start), [jnp.asarray(leaf) for leaf in found])
-        return Progress(state, history, saved["seconds"].tolist())
+        return Progress(jax.tree.unflatten(jax.tree.structure(start), leaves), history, saved["seconds"].tolist())
 
     def _check(self, theirs: Mapping[str, Any]) -> None:
         ours = json.loads(to_json(self.config))
@@ -121,7 +118,31 @@ class Run:
                 bar.update()
                 if done == 1 or done % save_every == 0 or done >= total:
                     self.save(progress, views(progress))
+        if progress is restored:  # a kill may have come between the last state and its views
+            self.save(progress, views(progress))
         return progress
+
+
+def _stored(leaf: Any) -> np.ndarray:
+    """A leaf as numpy's own archive can hold it: a random key as its words, bfloat16 and other types that numpy does not have as float32."""
+    leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    array = np.asarray(leaf)
+    return array.astype(np.float32) if array.dtype.isbuiltin == 2 else array
+
+
+def _restored(found: np.ndarray, leaf: Any) -> Any:
+    """The inverse of `_stored`, of the kind, type and shape of `leaf`."""
+    as_stored = _stored(leaf)
+    if (found.shape, found.dtype) != (as_stored.shape, as_stored.dtype):
+        raise ValueError(f"an array is {found.dtype}{list(found.shape)} where {as_stored.dtype}{list(as_stored.shape)} was expected")
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(jnp.asarray(found), impl=jax.random.key_impl(leaf))
+    found = found.astype(np.asarray(leaf).dtype)
+    return jnp.asarray(found) if isinstance(leaf, jax.Array) else found
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _named(state: Any) -> list[tuple[str, Any]]:
@@ -156,7 +177,7 @@ def write(out: Path, files: Mapping[str, bytes]) -> None:
 
 
 def npz(arrays: Mapping[str, Any]) -> bytes:
-    """An uncompressed archive of arrays, in the order of their names."""
+    """An uncompressed archive of arrays, in the order of their names; those of types that numpy does not have (bfloat16) as float32."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{name: np.asarray(arrays[name]) for name in sorted(arrays)})
+    np.savez(buffer, allow_pickle=False, **{name: _stored(arrays[name]) for name in sorted(arrays)})
     return buffer.getvalue()
