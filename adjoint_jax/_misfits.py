@@ -1,5 +1,6 @@
 """Options that do not fit, each refused in one sentence; nothing is ignored in silence."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,8 +43,12 @@ def taken(option: str, name: str, allowed: Sequence[str], given: Mapping[str, An
 
 
 def made(option: str, name: str, table: Mapping[str, tuple[Callable, tuple[str, ...]]], prefix: str, options: Any) -> Any:
-    """table[name] called with the options `prefix + key` that were given, of all the keys of the table."""
+    """table[name] called with the options `prefix + key` that were given, of all the keys of the table. Raises ValueError where one is missing."""
     make, allowed = table[known(option, name, list(table))]
     keys = dict.fromkeys(prefix + key for _, keys in table.values() for key in keys)
     values = taken(option, name, [prefix + key for key in allowed], {key: getattr(options, key) for key in keys})
-    return make(**{key.removeprefix(prefix): value for key, value in values.items()})
+    arguments = {key.removeprefix(prefix): value for key, value in values.items()}
+    parameters = inspect.signature(make).parameters.values()
+    if missing := [flag(prefix + each.name) for each in parameters if each.default is each.empty and each.name not in arguments]:
+        raise ValueError(f"--{option} {name} needs {', '.join(missing)}.")
+    return make(**arguments)

@@ -84,7 +84,7 @@ def _inpainting(options: Guide, shape: tuple[int, ...]) -> Any:
     seen = (_pixels(options.seen, (*shape[:2], 1), "inpainting") > 0).astype(jnp.float32)
     if not seen.any():
         raise ValueError(f"{options.seen} is black all over: no pixel was seen.")
-    return jax.tree_util.Partial(metrics.inpainting, _noise_level(options), seen, observed)
+    return jax.tree_util.Partial(partial(metrics.inpainting, _noise_level(options)), seen, observed)
 
 
 def _deblurring(options: Guide, shape: tuple[int, ...]) -> Any:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from adjoint_jax import _build, _misfits, _scoring, checkpoints, cli
 from adjoint_jax._options import Guide
@@ -204,6 +205,14 @@ REFUSED = {
     "metric of another shape": (("--metric", "jax.numpy:sum", *NONE), "must give one float for each image, shape (2,); it gave"),
     "metric fails": (("--metric", "jax.numpy.linalg:inv", *NONE), "does not take images of shape (2, 8, 8, 1)"),
     "option of a metric": (("--metric", "image"), "--metric image takes no --target, --classifier: leave them out."),
+    "no such ball": (("--project", "linf"), "A radius, a positive number, is for the projections linf and l2; got linf and None."),
+    "radius without ball": (("--radius", "1"), "A radius, a positive number, is for the projections linf and l2; got shell and 1.0."),
+    "penalty": (("--penalty", "-1"), "--penalty must be at least 0; got -1.0."),
+    "nothing injected": (("--drive", "injected"), "--sampler dpmpp injects no noise here: use sde-dpmpp, or ddim with --eta 1, or leave injected"),
+    "k of another adjoint": (("--adjoint-k", "2"), "--adjoint discrete takes no --adjoint-k: leave it out."),
+    "no k": (("--adjoint", "last-k"), "--adjoint last-k needs --adjoint-k."),
+    "colour": (("--metric", "colour", "--target-colour", "red", *NONE), "give --target-colour as 1 numbers in [-1, 1]"),
+    "no colour": (("--metric", "colour", *NONE), "give --target-colour as 1 numbers in [-1, 1]"),
     "no image": (("--metric", "image", *NONE), "give --target-image FILE.png."),
     "image absent": (("--metric", "image", "--target-image", "nowhere.png", *NONE), "No such file or directory: 'nowhere.png'"),
 }
@@ -286,6 +295,63 @@ def test_the_distance_to_an_image(nets, tmp_path):
     target = np.arange(64).reshape(1, 8, 8, 1) / 127.5 - 1
     scores = _scoring.metric(options, jnp.zeros((2, 8, 8, 1)))(np.concatenate([target, target + 0.5]))
     np.testing.assert_allclose(scores, [0, -0.25], atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory):
+    """Two PNGs of 8 x 8: what was observed, and the mask of where; and the pixels of the first in [-1, 1]."""
+    folder, pixels = tmp_path_factory.mktemp("observed"), np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(pixels).save(folder / "seen.png")
+    Image.fromarray(np.where(np.arange(8)[:, None] < 4, np.full((8, 8), 255, np.uint8), 0).astype(np.uint8)).save(folder / "mask.png")
+    return str(folder / "seen.png"), str(folder / "mask.png"), pixels / 127.5 - 1
+
+
+def options_of(metric, observed):
+    picture, mask, _ = observed
+    return {
+        "colour": ("--target-colour", "0.25"),
+        "layout": ("--target-image", picture, "--cells", "2"),
+        "inpainting": ("--target-image", picture, "--seen", mask, "--noise-level", "0.5"),
+        "deblurring": ("--target-image", picture, "--blur", "0.7"),
+    }[metric]
+
+
+FORMULAS = {
+    "colour": lambda x, y: -np.square(x.mean() - 0.25),
+    "layout": lambda x, y: -np.mean(np.square((x - y).reshape(2, 4, 2, 4).mean(axis=(1, 3)))),
+    "inpainting": lambda x, y: -np.mean(np.square(x - y)[:4]) / (2 * 0.5**2),
+    "deblurring": lambda x, y: -np.mean(np.square(gaussian_filter(x, 0.7, mode="nearest", radius=3) - y)) / (2 * 0.1**2),
+}
+
+
+@pytest.mark.parametrize("metric", FORMULAS)
+def test_metrics_of_an_observation(observed, metric):
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1), minval=-1)
+    made = _scoring.metric(cli.parse(["guide", "--metric", metric, *options_of(metric, observed)]), images)
+    scores, gradient = jax.jit(jax.value_and_grad(lambda x, made: jnp.sum(made(x))))(images, made)
+    expected = [FORMULAS[metric](np.asarray(image[..., 0], np.float64), observed[2]) for image in images]
+    np.testing.assert_allclose(made(images), expected, rtol=1e-5)
+    np.testing.assert_allclose(scores, np.sum(expected), rtol=1e-5)
+    assert jnp.sum(made(images + 1e-2 * gradient / jnp.linalg.norm(gradient))) > scores
+
+
+def test_inpainting_by_injected_noises_in_a_ball_with_a_truncated_gradient(nets, observed, tmp_path):
+    """Everything is driven; the first noise has no part in the last two steps, and the noises stay in their ball."""
+    own = ("--metric", "inpainting", *options_of("inpainting", observed), "--sampler", "ddim", "--eta", "1", "--drive", "noise+injected+embedding")
+    more = ("--project", "linf", "--radius", "0.1", "--adjoint", "last-k", "--adjoint-k", "2", "--learning-rate", "0.2", "--iterations", "3")
+    cli.main(["guide", *sampling(nets, *own, *more), "--out", str(tmp_path / "out")])
+    with np.load(tmp_path / "out" / "final.npz") as final, np.load(tmp_path / "out" / "state.npz") as state:
+        moved = {name: np.abs(final[name] - state[f"state/start/{name}"]) for name in ("x_T", "noise", "embedding")}
+        expected = [FORMULAS["inpainting"](np.asarray(image[..., 0], np.float64), observed[2]) for image in final["images"]]
+    rows = history(tmp_path / "out")
+    np.testing.assert_allclose(rows[-1]["per_image"], expected, rtol=1e-5)
+    assert rows[-1]["metric"] > rows[0]["metric"]
+    assert moved["noise"].shape == (4, 2, 8, 8, 1)
+    assert not moved["x_T"].any()
+    assert not moved["noise"][:2].any()
+    assert moved["noise"][2].max() == pytest.approx(0.1, rel=1e-5)
+    assert moved["embedding"].max() > 0.2
+    assert "last-k(k=2), used | noise" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_sample_and_the_start_of_guide_are_the_same_images(nets, finished, tmp_path):

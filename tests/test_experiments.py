@@ -307,9 +307,10 @@ def test_a_run_killed_at_any_write_resumes_to_the_same_files(unbroken, tmp_path,
             raise Killed
         whole(path, data)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("adjoint_jax.experiments.run.write_whole", killed)
+    monkeypatch.setattr("adjoint_jax.experiments.run.write_whole", killed)
+    with pytest.raises(Killed):
         experiment(tmp_path / "run")
+    monkeypatch.undo()
     progress = experiment(tmp_path / "run", resume=True)
     assert progress.history == end.history
     assert {file.name for file in (tmp_path / "run").iterdir()} == {"state.npz", *VIEWS}
@@ -401,8 +402,7 @@ def test_no_damage_passes_for_a_state(unbroken, tmp_path):
         (tmp_path / "state.npz").write_bytes(damaged)
         try:
             restored = run.restore(begin())
-        except ValueError as error:
-            assert "remove" in str(error) or "other values" in str(error)
+        except ValueError:
             refused += 1
         else:
             assert restored.history == end.history
@@ -454,7 +454,7 @@ def test_options_come_from_the_file_and_from_flags(tmp_path):
 )
 def test_refuses_a_value_of_another_type(tmp_path, capsys, text, sentence):
     (tmp_path / "a.toml").write_text(text)
-    with pytest.raises(ValueError, match="a.toml has"):
+    with pytest.raises(ValueError, match=r"a\.toml has"):
         read_config(str(tmp_path / "a.toml"), Options)
     assert refusal(lambda _: None, ["--config", str(tmp_path / "a.toml")], capsys).endswith(f"{tmp_path / 'a.toml'} {sentence}\n")
 

@@ -1,5 +1,6 @@
 """The loop that steers: its update is the gradient, it is traced once, it can stop and go on anywhere, and it counts its work truly."""
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 import adjoint_jax as aj
 from adjoint_jax.experiments.metrics import closeness, log_probability
-from adjoint_jax.guide import Given, Sampler, Steering, audit, evaluations, steer
+from adjoint_jax.guide import GREEDY, Given, Sampler, Steering, audit, evaluations, steer
 
 PROCESS = aj.VPCosine()
 GRID = aj.grids.log_snr(PROCESS, 4)
@@ -96,6 +97,89 @@ def test_only_what_is_driven_moves_and_noise_stays_on_its_shell(driven):
         radius = float(PROCESS.sigma(GRID[0])) * 32**0.5
         np.testing.assert_allclose(np.linalg.norm(end.state.variables["x_T"].reshape(3, -1), axis=1), radius, rtol=1e-12)
     assert set(end.history[0]["gradient_norm"]) == set(driven)
+
+
+RANDOM = {"sde-dpmpp": aj.SDEDPMSolverPP(2), "ddim": aj.DDIM(eta=1.0)}
+
+
+def random_problem(solver: str = "sde-dpmpp", driven: tuple = ("x_T", "noise"), adjoint: Any = None, rate: float = 0.1, **constraint: Any):
+    _, given, variables = problem()
+    sampler = Sampler(network, PROCESS, "eps", GRID, RANDOM[solver])
+    variables["noise"] = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3, 4, 4, 2)))
+    return Steering(sampler, adjoint or aj.DiscreteAdjoint(), optax.sgd(rate), driven, **constraint), given, variables
+
+
+@pytest.mark.parametrize("solver", RANDOM)
+def test_injected_noise_steps_along_its_gradient(solver):
+    steering, given, variables = random_problem(solver, project="none")
+
+    def total(noise):
+        args = {"params": given.params, "cond": variables["embedding"]}
+        term = aj.DiffusionTerm(network, PROCESS, "eps")
+        x = aj.sample(term, variables["x_T"], args, grid=GRID, solver=RANDOM[solver], adjoint=aj.DirectAdjoint(), noise=noise)
+        return jnp.sum(metric(x))
+
+    gradient = jax.grad(total)(variables["noise"])
+    following, seen = steering.update(given, steering.start(variables).state)
+    assert jnp.linalg.norm(gradient[0]) > 0
+    np.testing.assert_allclose(following.variables["noise"], variables["noise"] + 0.1 * gradient, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(jnp.sum(seen.scores), total(variables["noise"]), rtol=1e-12)
+
+
+def norms(x: Any, order: Any = 2) -> Any:
+    """Of each image, at each step."""
+    return np.linalg.norm(np.asarray(x).reshape(-1, 32), ord=order, axis=1)
+
+
+SPREADS = {"x_T": float(PROCESS.sigma(GRID[0])), "noise": 1.0}
+
+
+@pytest.mark.parametrize(("project", "order"), [("linf", np.inf), ("l2", 2)])
+def test_balls_about_the_start_hold_at_the_end_of_a_run(project, order):
+    steering, given, variables = random_problem(project=project, radius=0.005, rate=20.0)
+    end = run(steering, given, variables, iterations=4)[-1]
+    for name, spread in SPREADS.items():
+        moved = norms(end.state.variables[name] - variables[name], order)
+        assert np.max(moved) == pytest.approx(0.005 * spread, rel=1e-9)
+        assert np.max(moved) <= 0.005 * spread * (1 + 1e-12)
+    assert end.history[-1]["metric"] > end.history[0]["metric"]
+
+
+def test_the_shell_is_that_of_each_step():
+    steering, given, variables = random_problem(project="shell")
+    end = run(steering, given, variables)[-1]
+    for name, spread in SPREADS.items():
+        np.testing.assert_allclose(norms(end.state.variables[name]), spread * 32**0.5, rtol=1e-12)
+
+
+def test_the_penalty_draws_the_norms_to_their_mode():
+    steering, given, variables = random_problem(project="none", penalty=1e4, rate=1e-3)
+    variables = {name: (2 if name in SPREADS else 1) * value for name, value in variables.items()}
+    end = run(steering, given, variables, iterations=20)[-1]
+    for name, spread in SPREADS.items():
+        np.testing.assert_allclose(norms(end.state.variables[name]), spread * 31**0.5, rtol=0.02)
+
+
+def test_last_k_leaves_the_first_noise_alone_and_moves_what_is_read_late():
+    steering, given, variables = random_problem(driven=("x_T", "noise", "embedding"), adjoint=aj.LastK(2), project="none")
+    end = run(steering, given, variables)[-1].state.variables
+    np.testing.assert_array_equal(end["x_T"], variables["x_T"])
+    np.testing.assert_array_equal(end["noise"][:2], variables["noise"][:2])
+    assert jnp.any(end["noise"][2] != variables["noise"][2])
+    assert jnp.all(jnp.any(end["embedding"] != variables["embedding"], axis=1))
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_greedy_is_the_gradient_of_the_metric_of_the_posterior_mean(guided):
+    steering, given, variables = problem(guided, adjoint=GREEDY, driven=("x_T",), project="none")
+    args = {"params": given.params, "cond": variables["embedding"], **({"uncond": given.null} if guided else {})}
+    term = aj.DiffusionTerm(aj.cfg(network, given.scale) if guided else network, PROCESS, "eps")
+    loss = lambda images: -jnp.sum(metric(images))  # noqa: E731
+    gradient = aj.adjoints.posterior_gradient(loss, term, variables["x_T"], GRID[0], args)
+    following, seen = steering.update(given, steering.start(variables).state)
+    np.testing.assert_allclose(following.variables["x_T"], variables["x_T"] - 0.1 * gradient, rtol=1e-12)
+    np.testing.assert_allclose(seen.norms["x_T"], jnp.linalg.norm(gradient), rtol=1e-12)
+    np.testing.assert_allclose(seen.scores, metric(steering.sampler(given, variables)), rtol=1e-12)
 
 
 def test_history_has_a_row_an_iterate_and_the_metric_rises():
@@ -195,6 +279,17 @@ def test_evaluations_are_those_that_happen(solver, adjoint, clean_end):
     jax.block_until_ready(jax.jit(jax.grad(total, argnums=(0, 1)))(x, jnp.asarray(0.1)))
     jax.effects_barrier()
     assert (CALLS["forward"], CALLS["backward"]) == evaluations(sampler, ADJOINTS[adjoint])
+
+
+def test_evaluations_of_the_greedy_gradient_are_those_that_happen():
+    steering, given, variables = problem(adjoint=GREEDY, driven=("x_T",))
+    sampler = Sampler(lambda x, t, args: counted(x * args["params"]), PROCESS, "eps", GRID, aj.DPMSolverPP(2))
+    steering = dataclasses.replace(steering, sampler=sampler)
+    state = steering.start({"x_T": variables["x_T"]}).state
+    CALLS.clear()
+    jax.block_until_ready(jax.jit(steering.update)(given, state))
+    jax.effects_barrier()
+    assert (CALLS["forward"], CALLS["backward"]) == evaluations(sampler, GREEDY)
 
 
 def test_guidance_counts_twice():
