@@ -90,13 +90,18 @@ def _size(options: Sample, path: Path) -> list[int]:
     return np.broadcast_to(size, 2).tolist()
 
 
+def optimiser(options: Guide, learning_rate: Any = None) -> optax.GradientTransformation:
+    """The optimiser of the options, at another learning rate if one is given."""
+    positive(options, "learning_rate")
+    rate = options.learning_rate if learning_rate is None else learning_rate
+    return getattr(optax, known("optimiser", options.optimiser, OPTIMISERS))(rate)
+
+
 def steering(options: Guide) -> tuple[Steering, Given, Variables]:
     """What is steered, the arrays that stay, and those to start from."""
     at_least(options, 1, "iterations", "save_every", "adjoint_steps")
     at_least(options, 0, "penalty")
-    positive(options, "learning_rate")
     adjoint = made("adjoint", options.adjoint, ADJOINTS, "adjoint_", options)
-    optimiser = getattr(optax, known("optimiser", options.optimiser, OPTIMISERS))(options.learning_rate)
     names = "noise+embedding" if options.drive == "both" else options.drive
     driven = tuple(DRIVES[known("drive", name, [*DRIVES, "both"])] for name in names.split("+"))
     projection(known("project", options.project, list(PROJECTIONS)), options.radius)
@@ -106,11 +111,11 @@ def steering(options: Guide) -> tuple[Steering, Given, Variables]:
     if "noise" in driven and "noise" not in variables:
         raise ValueError(f"--sampler {options.sampler} injects no noise here: use sde-dpmpp, or ddim with --eta 1, or leave injected out of --drive.")
     given = given._replace(metric=_scoring.metric(options, variables["x_T"]))
-    steered = Steering(sampling, adjoint, optimiser, driven, options.project, options.radius, options.penalty)
+    steered = Steering(sampling, adjoint, optimiser(options), driven, options.project, options.radius, options.penalty)
     return steered, given, variables
 
 
-describe = _scoring.describe
+describe, target = _scoring.describe, _scoring.target
 
 
 def compared(options: Guide, steered: Steering) -> dict[str, diffrax.AbstractAdjoint | str]:

@@ -50,10 +50,15 @@ def _classifier(options: Guide, shape: tuple[int, ...]) -> Any:
     module, params = checkpoints.load_model(path)
     if not isinstance(module, ConvClassifier):
         raise ValueError(f"{path} holds a {type(module).__name__} where a ConvClassifier was expected.")
-    target = TARGET if options.target is None and options.classifier is None else options.target
-    if target is None or not 0 <= target < module.classes:
-        raise ValueError(f"The classifier knows the classes 0 to {module.classes - 1}; got --target {target}: give one of them.")
-    return jax.tree_util.Partial(partial(metrics.log_probability, module.apply, target), params)
+    wanted = target(options)
+    if wanted is None or not 0 <= wanted < module.classes:
+        raise ValueError(f"The classifier knows the classes 0 to {module.classes - 1}; got --target {wanted}: give one of them.")
+    return jax.tree_util.Partial(partial(metrics.log_probability, module.apply, wanted), params)
+
+
+def target(options: Guide) -> int | None:
+    """The class to climb to."""
+    return TARGET if options.target is None and options.classifier is None else options.target
 
 
 def _image(options: Guide, shape: tuple[int, ...]) -> Any:
@@ -134,9 +139,8 @@ def _imported(name: str) -> Callable:
 
 def describe(options: Guide) -> str:
     """The metric in words."""
-    target = TARGET if options.target is None else options.target
     words = {
-        "classifier": f"log-probability of class {target}",
+        "classifier": f"log-probability of class {target(options)}",
         "image": f"minus the mean squared distance to {options.target_image}",
         "colour": f"minus the mean squared distance of the mean colour to {options.target_colour}",
         "layout": f"minus the mean squared distance to {options.target_image} in {options.cells or CELLS} x {options.cells or CELLS} cells",

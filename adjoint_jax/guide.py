@@ -7,8 +7,9 @@ projected (`experiments.projections`). All arrays are arguments of one jitted up
 (`Progress`), so that stopping after any iterate and starting again from what was saved changes nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import diffrax
@@ -133,6 +134,11 @@ class Steering:
     def _penalised(self, variables: Variables) -> Any:
         return self.penalty * sum(concentration(variables[name], spread, axes) for name, (spread, axes) in self._noises(variables).items())
 
+    @cached_property
+    def jitted(self) -> Callable[[Given, Steered], tuple[Steered, Seen]]:
+        """`update`, traced once for all runs of this object."""
+        return jax.jit(self.update)
+
     def update(self, given: Given, state: Steered) -> tuple[Steered, Seen]:
         """One step of the optimiser on (1): the state after it, and what was seen before it."""
 
@@ -160,7 +166,7 @@ def steer(steering: Steering, given: Given, progress: Progress, iterations: int)
     Raises:
         FloatingPointError: where a metric or a gradient is not finite; names the iteration and, if it was there, the sampler's step.
     """
-    update = jax.jit(steering.update)
+    update = steering.jitted
 
     def step(state: Steered, k: int) -> tuple[Steered, dict[str, Any]]:
         following, seen = update(given, state)
