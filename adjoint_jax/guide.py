@@ -80,7 +80,8 @@ class Sampler:
     def guess(self, given: Given, variables: Variables) -> Any:
         """The clean state that the network sees at x_T."""
         term, args = self._problem(given, variables)
-        return term.x0_and_eps(self.grid[0], variables["x_T"], args)[0]
+        x = variables["x_T"]
+        return term.x0_and_eps(jnp.asarray(self.grid[0], x.dtype), x, args)[0]
 
     def _problem(self, given: Given, variables: Variables) -> tuple[DiffusionTerm, Any]:
         args = {"params": given.params}

@@ -61,7 +61,7 @@ def curve(history: Sequence[Mapping[str, Any]], name: str) -> bytes:
     return _png(figure)
 
 
-def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, log: bool = False) -> bytes:
+def curves(lines: Mapping[str, tuple[Any, Any]], x: str, y: str, log: bool = False) -> bytes:
     """A named line `(xs, ys)` each; `log`, both axes logarithmic."""
     figure, axes = _figure(x, y)
     for name, (xs, ys) in lines.items():

@@ -1,0 +1,87 @@
+"""The comparison of gradients: every engine runs, for equal evaluations, twice to the same bytes; and what it says is what happened."""
+
+import dataclasses
+import json
+
+import compare_gradients
+import numpy as np
+import pytest
+from compare_gradients import Options
+from test_cli import SCHEDULER, UNET, save_random
+
+from adjoint_jax.models import ConvClassifier
+
+pytestmark = pytest.mark.usefixtures("as_the_program_runs")
+
+ENGINES = ("discrete", "last-k:1", "greedy", "guided")
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    network = save_random(folder / "network", UNET.clone(num_class_embeds=4), SCHEDULER)
+    classifier = save_random(folder / "classifier", ConvClassifier(features=(8,), classes=4, norm_num_groups=4))
+    small = {"size": 8, "steps": 4, "sampler": "ddim", "batch": 2, "iterations": 2, "label": 1, "target": 2, "drive": "both"}
+    rates = {"engines": ENGINES, "learning_rates": (0.02, 0.1), "scales": (0.5,), "goal": -1.45}
+    return Options(checkpoint=network, classifier=classifier, out=str(folder / "run"), **small, **rates)
+
+
+@pytest.fixture(scope="module")
+def finished(options):
+    compare_gradients.main(options)
+    return options
+
+
+def written(options, name):
+    return (compare_gradients.Path(options.out) / name).read_bytes()
+
+
+def test_it_runs_every_engine_for_equal_evaluations(finished):
+    results = json.loads(written(finished, "results.json"))
+    assert list(results["engines"]) == sorted(ENGINES)
+    counts = {name: len(row["metric"]) - 1 for name, row in results["engines"].items()}
+    assert counts == {"discrete": 2, "last-k:1": 4, "greedy": 4, "guided": 0}  # of 12, 6 and 6 evaluations a gradient; a guided sample is one
+    exact = results["engines"]["discrete"]
+    assert exact["metric"][-1] > exact["metric"][0]
+    starts = {row["metric"][0] for name, row in results["engines"].items() if name != "guided"}
+    assert max(starts) - min(starts) < 1e-5
+    for row in results["engines"].values():
+        np.testing.assert_allclose(np.mean(row["per_image"]), row["metric"][-1], rtol=1e-6)
+        if row["reached"] is not None:
+            assert row["metric"][row["reached"]] >= finished.goal > max(row["metric"][: row["reached"]], default=-np.inf)
+    report = written(finished, "report.md").decode()
+    assert all(f"| {name} |" in report for name in ENGINES)
+
+
+def test_a_stopped_comparison_goes_on_to_the_same_bytes(finished, tmp_path, monkeypatch):
+    options = dataclasses.replace(finished, out=str(tmp_path / "run"))
+    save = compare_gradients.Run.save
+
+    def stopping(run, progress, views=None):
+        save(run, progress, views)
+        if len(progress.history) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_gradients.Run, "save", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        compare_gradients.main(options)
+    monkeypatch.undo()
+    compare_gradients.main(dataclasses.replace(options, resume=True))
+    for name in ("results.json", "final.npz", "history.jsonl"):
+        assert written(options, name) == written(finished, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"adjoint": "deis"}, "leave adjoint out"),
+        ({"learning_rate": 0.3}, "leave learning_rate out"),
+        ({"engines": ("guided",)}, "let it be one that iterates"),
+        ({"engines": ("discrete", "exact")}, "The gradient exact is not known: use one of discrete, kept,"),
+        ({"engines": ()}, "each need a value"),
+    ],
+)
+def test_refuses(options, tmp_path, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        compare_gradients.main(dataclasses.replace(options, out=str(tmp_path / "run"), **change))
+    assert not (tmp_path / "run").exists()
