@@ -16,6 +16,7 @@ from ._misfits import at_least, known, made, positive
 from ._options import Guide, Sample
 from .adjoints import AdjointDEIS
 from .checkpoints import _files as layout
+from .experiments import mesh
 from .experiments.engines import ADJOINTS
 from .experiments.options import recorded
 from .experiments.projections import PROJECTIONS, projection
@@ -40,9 +41,10 @@ OPTIMISERS = ("adam", "adabelief", "adagrad", "adamax", "amsgrad", "lion", "nada
 
 
 def sampler(options: Sample) -> tuple[Sampler, Given, Variables]:
-    """What is sampled, from which arrays, and the noise and embedding to start from."""
+    """What is sampled, from which arrays, and the noise and embedding to start from, laid out on the devices."""
     at_least(options, 1, "batch", "steps", "size")
     at_least(options, 0, "seed")
+    devices = mesh.make(options.mesh, options.batch)
     if not np.isfinite(options.guidance):
         raise ValueError(f"--guidance must be a finite number; got {options.guidance}.")
     solver = made("sampler", options.sampler, SAMPLERS, "", options)
@@ -62,8 +64,9 @@ def sampler(options: Sample) -> tuple[Sampler, Given, Variables]:
         variables["noise"] = jax.random.normal(jax.random.fold_in(key, 1), (options.steps, *draws, *shape), jnp.float32)
     if embedding is not None:
         variables["embedding"] = jnp.tile(embedding[None], (options.batch, 1))
-    given = Given(params, jnp.float32(options.guidance), null, None)
-    return sampling, given, variables
+    rest = mesh.everywhere(Given(None, jnp.float32(options.guidance), null, None), devices)
+    variables = {name: mesh.batched(value, devices, value.ndim - len(shape) if name == "noise" else 0) for name, value in variables.items()}
+    return sampling, rest._replace(params=mesh.weights(params, devices)), variables
 
 
 def _embedding(options: Sample, params: Any) -> tuple[Any, Any]:
@@ -110,7 +113,7 @@ def steering(options: Guide) -> tuple[Steering, Given, Variables]:
         raise ValueError("This checkpoint is unconditional and has no embedding to drive: use --drive noise.")
     if "noise" in driven and "noise" not in variables:
         raise ValueError(f"--sampler {options.sampler} injects no noise here: use sde-dpmpp, or ddim with --eta 1, or leave injected out of --drive.")
-    given = given._replace(metric=_scoring.metric(options, variables["x_T"]))
+    given = given._replace(metric=mesh.everywhere(_scoring.metric(options, variables["x_T"]), mesh.of(variables)))
     steered = Steering(sampling, adjoint, optimiser(options), driven, options.project, options.radius, options.penalty)
     return steered, given, variables
 

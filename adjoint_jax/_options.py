@@ -41,6 +41,10 @@ class Sample:
     """Number of images."""
     seed: int = 0
     """Seed of the noise."""
+    mesh: str | None = None
+    """Devices in named axes, data=8 or data=4,fsdp=2: images are spread over all, weights cut along fsdp; by default one device."""
+    distributed: bool = False
+    """One of several processes that share a run, by jax.distributed.initialize(); needs no telling where JAX_COORDINATOR_ADDRESS is set."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Guide(Sample):
     """Updates."""
     save_every: int = 5
     """Iterations between saves of the state that --resume starts from."""
+    checkpointer: str | None = None
+    """How the state is saved: npz, one file by process 0, or orbax, each process its part; by default npz in one process, orbax in several."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union
 
 from ._options import KINDS, Convert, Guide, Sample
+from .experiments import mesh
 from .experiments.options import config_of, guarded, read_config, recorded
 
 
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(options, Convert):
             convert(options)
         else:
+            mesh.begin(options.distributed)
             guide(options) if isinstance(options, Guide) else draw(options)
 
     guarded(run, sys.argv[1:] if argv is None else argv)
@@ -60,6 +62,7 @@ def draw(options: Sample) -> None:
     run.claim(out, resume=False)
     sampler, given, variables = _build.sampler(options)
     images = sampler(given, variables)
+    mesh.wait("sampled")
     run.write(out, {"samples.npz": run.npz({"images": images, **variables}), "samples.png": pictures.sheet(images)})
     print(f"{options.batch} samples are in {out / 'samples.png'}.")
 
@@ -70,7 +73,8 @@ def guide(options: Guide) -> None:
     from .experiments import Run, npz, pictures, report
     from .guide import audit, evaluations, steer
 
-    run, config = Run(Path(options.out), recorded(options), options.resume), recorded(options)
+    config = recorded(options)
+    run = Run(Path(options.out), config, options.resume, options.checkpointer)
     steering, given, start = _build.steering(options)
     restored = run.restore(steering.start(start).state)
     total = options.iterations + 1
@@ -81,7 +85,8 @@ def guide(options: Guide) -> None:
     run.write({"after.png": pictures.sheet(state.images), "metric.png": pictures.curve(history, name), "final.npz": final})
     print("Auditing the gradient at the first and the last iterate ...", file=sys.stderr)
     audited = audit(steering.sampler, given, {"first": start, "last": state.variables}, _build.compared(options, steering))
-    cost = report.cost(progress.seconds, evaluations(steering.sampler, steering.adjoint))
+    devices = {"devices": mesh.words(mesh.of(start))}
+    cost = report.cost(progress.seconds, evaluations(steering.sampler, steering.adjoint), devices)
     lead, table = _gains(history, name)
     run.write({"report.md": report.document("Guidance by gradient", lead, table, report.audited(audited), cost, report.options(config))})
     print(f"{name}: {history[0]['metric']:.4g} before, {history[-1]['metric']:.4g} after; see {run.out / 'report.md'}.")

@@ -22,6 +22,7 @@ import optax
 from .adjoints import AdjointDEIS, DiscreteAdjoint, LastK
 from .adjoints._nodes import choose
 from .audit import AuditRow, compare
+from .experiments import mesh
 from .experiments.engines import GREEDY
 from .experiments.projections import concentration, projection
 from .experiments.run import Progress, iterate
@@ -45,9 +46,8 @@ class Given(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One iterate: images `[B, H, W, C]`, scores `[B]`, and the norm of the gradient in each driven input."""
+    """One iterate: scores `[B]`, and the norm of the gradient in each driven input."""
 
-    images: Any
     scores: Any
     norms: dict[str, Any]
 
@@ -116,7 +116,8 @@ class Steering:
     def start(self, variables: Variables) -> Progress:
         """Before the first iterate."""
         images = jnp.zeros_like(variables["x_T"])
-        return Progress(Steered(variables, self.optimiser.init(self._chosen(variables)), variables, images, images))
+        state = Steered(variables, self.optimiser.init(self._chosen(variables)), variables, images, images)
+        return Progress(mesh.together(state))
 
     def _chosen(self, variables: Variables) -> Variables:
         return {name: variables[name] for name in self.driven}
@@ -158,7 +159,7 @@ class Steering:
         stepped: Any = optax.apply_updates(chosen, updates)
         norms = jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g**2)), gradient)
         variables = self._projected({**state.variables, **stepped}, state.start)
-        return Steered(variables, optimiser, state.start, state.before, images), Seen(images, scores, norms)
+        return Steered(variables, optimiser, state.start, state.before, images), Seen(scores, norms)
 
 
 def steer(steering: Steering, given: Given, progress: Progress, iterations: int) -> Iterator[Progress]:
@@ -167,7 +168,7 @@ def steer(steering: Steering, given: Given, progress: Progress, iterations: int)
     Raises:
         FloatingPointError: where a metric or a gradient is not finite; names the iteration and, if it was there, the sampler's step.
     """
-    update = steering.jitted
+    update = mesh.staying(steering.jitted, progress.state)
 
     def step(state: Steered, k: int) -> tuple[Steered, dict[str, Any]]:
         following, seen = update(given, state)
@@ -180,8 +181,8 @@ def steer(steering: Steering, given: Given, progress: Progress, iterations: int)
             "gradient_norm": {name: float(norm) for name, norm in seen.norms.items()},
         }
         if k == iterations:
-            following = state._replace(images=seen.images)
-        return (following._replace(before=seen.images) if k == 0 else following), row
+            following = state._replace(images=following.images)
+        return (following._replace(before=following.images) if k == 0 else following), row
 
     return iterate(step, progress, iterations + 1)
 
@@ -209,9 +210,9 @@ def audit(
 
     rows = []
     for point, variables in points.items():
-        exact = gradient(given, variables, DiscreteAdjoint())
+        exact = mesh.fetched(gradient(given, variables, DiscreteAdjoint()))
         for name, adjoint in adjoints.items():
-            found = gradient(given, variables, adjoint)
+            found = mesh.fetched(gradient(given, variables, adjoint))
             rows += [(point, AuditRow(name, leaf, *compare(found[leaf], exact[leaf]))) for leaf in exact]
     return rows
 

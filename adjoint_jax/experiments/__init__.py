@@ -12,5 +12,5 @@ An experiment is a frozen dataclass of options, a state, a step, and what is wri
         command(main, Options)
 """
 
-from .options import Experiment as Experiment, command as command, recorded as recorded
+from .options import Experiment as Experiment, OnMesh as OnMesh, command as command, recorded as recorded
 from .run import Progress as Progress, Run as Run, iterate as iterate, npz as npz

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import mesh
+
 EXTRA = {"tyro": "tyro", "tqdm": "tqdm", "matplotlib": "matplotlib", "PIL": "pillow"}
-UNSAVED = ("config", "out", "resume", "save_every")
+UNSAVED = ("config", "out", "resume", "save_every", "mesh", "distributed", "checkpointer")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,18 @@ class Experiment:
     """Iterates between saves of the state that --resume starts from."""
     seed: int = 0
     """Seed of all that is drawn."""
+
+
+@dataclass(frozen=True)
+class OnMesh(Experiment):
+    """What an experiment is told that can run on several devices."""
+
+    mesh: str | None = None
+    """Devices in named axes, data=8 or data=4,fsdp=2: images are spread over all, weights cut along fsdp; by default one device."""
+    distributed: bool = False
+    """One of several processes that share a run, by jax.distributed.initialize(); needs no telling where JAX_COORDINATOR_ADDRESS is set."""
+    checkpointer: str | None = None
+    """How the state is saved: npz, one file by process 0, or orbax, each process its part; by default npz in one process, orbax in several."""
 
 
 def read_config(path: str, kind: type) -> dict[str, Any]:
@@ -78,7 +92,10 @@ def command(main: Callable[[Any], None], kind: type, argv: Sequence[str] | None 
 
         path = config_of(argv)
         default = kind(**(read_config(path, kind) if path else {}))
-        main(tyro.cli(kind, args=argv, default=default, config=(tyro.conf.FlagCreatePairsOff,)))
+        options = tyro.cli(kind, args=argv, default=default, config=(tyro.conf.FlagCreatePairsOff,))
+        if isinstance(options, OnMesh):
+            mesh.begin(options.distributed)
+        main(options)
 
     guarded(run, sys.argv[1:] if argv is None else argv)
 

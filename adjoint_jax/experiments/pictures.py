@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from . import mesh
+
 PADDING, WIDTH = 2, 64
 
 
@@ -14,7 +16,7 @@ def sheet(images: Any, columns: int | None = None, width: int = WIDTH) -> bytes:
     by a whole number to about `width` pixels."""
     from PIL import Image
 
-    pixels = np.asarray(images, np.float32)
+    pixels = np.asarray(mesh.fetched(images), np.float32)
     pixels = pixels if pixels.shape[-1] == 3 else np.repeat(pixels[..., :1], 3, axis=-1)
     factor = max(1, width // pixels.shape[2])
     pixels = np.round(np.clip(pixels + 1, 0, 2) * 127.5).astype(np.uint8).repeat(factor, axis=1).repeat(factor, axis=2)
