@@ -56,7 +56,7 @@ def sampler(options: Sample) -> tuple[Sampler, Given, Variables]:
     if embedding is None and options.guidance != 1:
         raise ValueError("This checkpoint is unconditional: --guidance needs classes.")
     sampling = Sampler(network, process, prediction, times, solver, guided=options.guidance != 1)
-    shape = (options.batch, *_size(options, path), params["conv_in"]["kernel"].shape[2])
+    shape = (options.batch, *image_size(options, path), params["conv_in"]["kernel"].shape[2])
     key = jax.random.key(options.seed)
     variables = {"x_T": sampling.spread * jax.random.normal(key, shape, jnp.float32)}
     if solver.draws:
@@ -84,7 +84,7 @@ def _embedding(options: Sample, params: Any) -> tuple[Any, Any]:
     return table[label], table[-1]
 
 
-def _size(options: Sample, path: Path) -> list[int]:
+def image_size(options: Any, path: Path) -> list[int]:
     size = options.size or layout.read_json(layout.folders(path)[0] / layout.CONFIG).get("sample_size")
     if size is None and options.checkpoint is None:
         size = SIZE

@@ -8,6 +8,7 @@ inpainting    log N(y; x, s^2) at the pixels that were seen, a pixel, without it
 deblurring    log N(y; K x, s^2), K a Gaussian blur, likewise                                (6)
 style         -sum_l mean (G_l(x) - G_l(y))^2,   G_l = F_l F_l^T / (h w)  of features F_l `[c, h w]`    (7)
 clip          cosine of the embeddings of the image and of a text: `pipelines` has the networks
+margin        max_{k != y} z_k(x) - z_y(x)  of logits z: above 0 where x of class y is misread             (8)
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,13 @@ import numpy as np
 def log_probability(apply: Callable, target: int, params: Any, images: Any) -> Any:
     """(1), by a classifier `apply(variables, images)` that gives logits."""
     return jax.nn.log_softmax(apply({"params": params}, images))[:, target]
+
+
+def margin(logits: Callable, labels: Any, images: Any) -> Any:
+    """(8), `labels` `[B]`. Linear in the logits, so that it has a gradient where probabilities are 0 and 1. Carlini & Wagner (S&P 2017), f_6."""
+    z = logits(images)
+    own = jax.nn.one_hot(labels, z.shape[1], dtype=bool)
+    return jnp.max(jnp.where(own, -jnp.inf, z), axis=1) - jnp.sum(jnp.where(own, z, 0), axis=1)
 
 
 def closeness(target: Any, images: Any) -> Any:

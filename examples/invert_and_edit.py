@@ -1,0 +1,257 @@
+"""Inversion and editing: images to noise and back, and to another class, by solvers that can be run in both directions.
+
+    c = encode(x; y),    x' = decode(c; y),     the round trip, error |x' - x|                                       (1)
+    e = decode(c; y', w),    y' != y,           a class edit, with guidance w                                        (2)
+    max over |n - n*| <= R s of  min(z_{y'}(e(n)) - max_{k != y'} z_k(e(n)), kappa),    n* = c of DDIM              (3)
+
+ddim    inversion by DDIM's own step, asked for the noise at the wrong end of each step: an error of order 1
+bdia    BDIA with gamma = 1: the state and its neighbour are stored, inverse to rounding
+rex     Rex on the midpoint rule: two chains, inverse to rounding
+cycle   CycleDiffusion: the noises with which DDPM's ancestral sampling makes the image, inverse to rounding
+
+Encoding is without guidance, under the image's own label y. (3) drives the noise of an edit by the exact gradient through the sampler, in a ball
+about what DDIM found. Beside the edits stands a sample of y' from new noise, which keeps nothing of the image: an edit is one that is read as y'
+and is nearer to its original than that.
+
+Sources: Song, Meng & Ermon, DDIM (ICLR 2021); Zhang, Lewis & Kleijn, BDIA (2023); Blasingame & Liu, Rex (2025); Wu & De la Torre,
+CycleDiffusion (ICCV 2023).
+
+    python examples/invert_and_edit.py --config configs/invert_and_edit.toml --out runs/invert_and_edit
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from edit_tables import DRIVEN, EDIT, FRESH, TRIP, Item, Outcome, document, results, views
+from judges import Judge, judges
+from labelled import Labelled, labelled
+
+import adjoint_jax as aj
+from adjoint_jax._misfits import at_least, known, positive
+from adjoint_jax.checkpoints._files import to_json
+from adjoint_jax.experiments import Experiment, Run, command, iterate, npz, recorded
+from adjoint_jax.experiments.metrics import margin
+from adjoint_jax.guide import Given, Steering, audit
+from adjoint_jax.solvers.cycle import encode_noise
+
+METHODS = ("ddim", "bdia", "rex", "cycle")
+AUDITED = 10
+"""Images of the gradient's audit."""
+OWN_STEPS = 20
+"""Steps of the samples that are edited where there are no images."""
+
+
+@dataclass(frozen=True)
+class Options(Experiment):
+    """Round trips from images to noise and class edits, by DDIM, BDIA, Rex and CycleDiffusion."""
+
+    out: str = "runs/invert_and_edit"
+    """The folder to write; must be absent or empty, or hold the run to --resume."""
+    checkpoint: str | None = None
+    """A class-conditional checkpoint in diffusers' layout, its last class the null one; by default the embedded digits."""
+    size: int | None = None
+    """Height and width of the images in pixels; by default the checkpoint's sample_size."""
+    images: str = "../shared/data/mnist.npz"
+    """An archive with x_test `[n, 28, 28]` and y_test; where it is absent, or the checkpoint draws another size, its own samples are edited."""
+    classifier: str | None = None
+    """A folder with a ConvClassifier, which reads the edits; by default the embedded one."""
+    lenet: str = "../shared/data/mnist_lenet5.npz"
+    """Weights of LeNet-5, which reads them too; where they are absent, so are its columns."""
+    per_class: int = 5
+    """Images of each class; those that the first classifier reads right."""
+    methods: tuple[str, ...] = METHODS
+    """Of ddim, bdia, rex and cycle."""
+    steps: tuple[int, ...] = (10, 20, 50)
+    """Steps of the round trips, even in lam."""
+    edit_steps: int = 20
+    """Steps of the edits."""
+    guidance: tuple[float, ...] = (1.0, 2.0)
+    """w of (2)."""
+    radius: float = 4.0
+    """R of (3), an image, in standard deviations of the noise."""
+    kappa: float = 3.0
+    """The margin at which (3) is content."""
+    iterations: int = 10
+    """Updates of (3); 0 leaves it out."""
+    learning_rate: float = 0.05
+    """Of Adam in (3)."""
+
+
+class Problem(NamedTuple):
+    """The network, the images `[B, H, W, C]`, their classes and those that they are to become `[B]`, the readers, and two sentences."""
+
+    drawn: Labelled
+    images: Any
+    own: np.ndarray
+    new: np.ndarray
+    judges: dict[str, Judge]
+    note: str
+
+
+def problem(options: Options) -> Problem:
+    """What is edited. Raises ValueError for options that do not fit."""
+    at_least(options, 1, "per_class", "edit_steps")
+    at_least(options, 0, "iterations")
+    positive(options, "radius", "kappa", "learning_rate")
+    for method in options.methods:
+        known("methods", method, METHODS)
+    if not options.steps or min(options.steps) < 1:
+        raise ValueError(f"--steps are the steps of round trips, each at least 1; got {options.steps}.")
+    if not options.methods or not options.guidance:
+        raise ValueError("--methods and --guidance need one entry at least: give some, or leave them out for the default.")
+    drawn = labelled(options)
+    readers, note = judges(options.classifier, options.lenet, drawn.shape, drawn.classes)
+    images, own, origin = chosen(options, drawn, next(iter(readers.values())))
+    offsets = np.random.default_rng(options.seed).integers(1, drawn.classes, len(own))
+    return Problem(drawn, images, own, (own + offsets) % drawn.classes, readers, f"{origin} {note}")
+
+
+def chosen(options: Options, drawn: Labelled, judge: Judge) -> tuple[Any, np.ndarray, str]:
+    """The images, `per_class` of each class, their classes, and where they are from. Raises ValueError where too few are read right."""
+    path = Path(options.images)
+    if path.is_file() and (drawn.shape, drawn.classes) == ((28, 28, 1), 10):
+        with np.load(path) as file:
+            pixels, labels = file["x_test"], file["y_test"].astype(int)
+        images = pixels[: 40 * options.per_class * drawn.classes, :, :, None].astype(np.float32) / 127.5 - 1
+        origin = f"The images are the first of the test set {path.name} that the {judge.name} classifier reads right."
+    else:
+        sampler, given = drawn.sampler(aj.DPMSolverPP(2), OWN_STEPS, 1.0)
+        labels = np.tile(np.arange(drawn.classes), 2 * options.per_class)
+        noise = sampler.spread * jax.random.normal(jax.random.key(options.seed), (len(labels), *drawn.shape), jnp.float32)
+        images = np.asarray(jax.jit(lambda given, variables: sampler(given, variables))(given, {"x_T": noise, "embedding": drawn.table[labels]}))
+        origin = (
+            f"The images are the sampler's own, those that the {judge.name} classifier reads as asked for: there are none to edit in {path.name}."
+        )
+    right = judge.read(images) == labels[: len(images)]
+    found = [np.flatnonzero(right & (labels[: len(images)] == label))[: options.per_class] for label in range(drawn.classes)]
+    if short := [str(label) for label, rows in enumerate(found) if len(rows) < options.per_class]:
+        raise ValueError(f"Of the classes {', '.join(short)} fewer than {options.per_class} images are read right: give a lower --per-class.")
+    rows = np.stack(found, axis=1).ravel()
+    return jnp.asarray(images[rows]), labels[rows], origin
+
+
+def solver_of(method: str) -> Any:
+    return {"ddim": aj.DDIM(), "bdia": aj.BDIA(), "rex": aj.Rex(), "cycle": aj.DDIM(1.0)}[method]
+
+
+def encode(method: str, term: aj.DiffusionTerm, x: Any, args: Any, grid: Any, key: Any) -> Any:
+    """c of (1): noise, a pair, or noise and the noises of the steps."""
+    if method == "cycle":
+        return encode_noise(term, x, args, grid=grid, solver=solver_of(method), key=key)
+    return aj.invert(term, x, args, grid=grid, solver=solver_of(method))
+
+
+def decode(method: str, term: aj.DiffusionTerm, code: Any, args: Any, grid: Any) -> Any:
+    """The image of a code."""
+    if method == "cycle":
+        return aj.sample(term, code[0], args, grid=grid, solver=solver_of(method), noise=code[1])
+    found = aj.sample(term, code, args, grid=grid, solver=solver_of(method))
+    return found.x if isinstance(found, aj.Paired) else found
+
+
+def plan(options: Options) -> list[Item]:
+    """The items in their order."""
+    trips = [Item(TRIP, method, steps, 1.0) for method in options.methods for steps in options.steps]
+    edits = [Item(EDIT, method, options.edit_steps, scale) for method in options.methods for scale in options.guidance]
+    fresh = [Item(FRESH, "ddim", options.edit_steps, scale) for scale in options.guidance]
+    return [*trips, *edits, *fresh, *([Item(DRIVEN, "ddim", options.edit_steps, 1.0)] if options.iterations else [])]
+
+
+def confidence(kappa: float, logits: Any, labels: Any, images: Any) -> Any:
+    """The metric of (3)."""
+    return jnp.minimum(-margin(logits, labels, images), kappa)
+
+
+class Editing:
+    """What the run does: `step` is an item. Its state holds each item's images, `[items, B, H, W, C]`."""
+
+    def __init__(self, options: Options, setup: Problem, items: Sequence[Item]):
+        self.options, self.setup, self.items = options, setup, items
+
+    def step(self, state: Any, k: int) -> tuple[Any, dict[str, Any]]:
+        item = self.items[k]
+        images = self.driven(item) if item.kind == DRIVEN else self.made(item)
+        change = np.asarray(images, np.float64) - np.asarray(self.setup.images, np.float64)
+        row = {
+            **item._asdict(),
+            "largest": float(np.abs(change).max()),
+            "distance": np.sqrt(np.mean(change**2, axis=(1, 2, 3))).tolist(),
+            "readings": {name: judge.read(images).tolist() for name, judge in self.setup.judges.items()},
+        }
+        return state.at[k].set(images), row
+
+    def made(self, item: Item) -> Any:
+        """(1), (2), or a sample from new noise."""
+        drawn, key = self.setup.drawn, jax.random.key(self.options.seed)
+        grid = aj.grids.log_snr(drawn.process, item.steps)
+
+        def run(params: Any, scale: Any, images: Any, table: Any, own: Any, new: Any) -> Any:
+            plain = aj.DiffusionTerm(drawn.network, drawn.process, drawn.prediction)
+            guided = aj.DiffusionTerm(aj.cfg(drawn.network, scale), drawn.process, drawn.prediction) if item.guidance != 1 else plain
+            args = {"params": params, "cond": table[new], **({} if guided is plain else {"uncond": table[-1]})}
+            if item.kind == FRESH:
+                code = drawn.process.sigma(grid[0]) * jax.random.normal(jax.random.fold_in(key, 1), images.shape)
+            else:
+                code = encode(item.method, plain, images, {"params": params, "cond": table[own]}, grid, key)
+            return decode(item.method, guided, code, args, grid)
+
+        own, new = (jnp.asarray(labels) for labels in (self.setup.own, self.setup.own if item.kind == TRIP else self.setup.new))
+        return jax.jit(run)(drawn.params, jnp.float32(item.guidance), self.setup.images, drawn.table, own, new)
+
+    def steering(self, item: Item) -> tuple[Steering, Given, dict[str, Any]]:
+        """(3): the problem, and where it starts."""
+        setup, options, drawn = self.setup, self.options, self.setup.drawn
+        sampler, given = drawn.sampler(aj.DDIM(), item.steps, item.guidance)
+        judge = next(iter(setup.judges.values()))
+        logits = jax.tree_util.Partial(judge.logits, judge.params)
+        metric = jax.tree_util.Partial(confidence, options.kappa, logits, jnp.asarray(setup.new))
+
+        def inverse(params: Any, images: Any, own: Any) -> Any:
+            term = aj.DiffusionTerm(drawn.network, drawn.process, drawn.prediction)
+            return encode("ddim", term, images, {"params": params, "cond": own}, sampler.grid, None)
+
+        noise = jax.jit(inverse)(drawn.params, setup.images, drawn.table[setup.own])
+        steering = Steering(sampler, aj.DiscreteAdjoint(), optax.adam(options.learning_rate), ("x_T",), "l2", options.radius)
+        return steering, given._replace(metric=metric), {"x_T": noise, "embedding": drawn.table[setup.new]}
+
+    def driven(self, item: Item) -> Any:
+        """(3)."""
+        steering, given, variables = self.steering(item)
+        state, update = steering.start(variables).state, jax.jit(steering.update)
+        for _ in range(self.options.iterations):
+            state, _ = update(given, state)
+        return jax.jit(lambda given, variables: steering.sampler(given, variables))(given, state.variables)
+
+    def audited(self) -> list[tuple[str, Any]]:
+        """The exact gradient of (3) in the noise, and the continuous one at half the steps, at the inversion."""
+        item = self.items[-1]
+        if item.kind != DRIVEN:
+            return []
+        few = {name: getattr(self.setup, name)[:AUDITED] for name in ("images", "own", "new")}
+        some = Editing(self.options, self.setup._replace(**few), self.items)
+        steering, given, variables = some.steering(item)
+        fewer = max(1, item.steps // 2)
+        adjoints = {"exact, used": aj.DiscreteAdjoint(), f"AdjointDEIS(steps={fewer})": aj.AdjointDEIS(steps=fewer)}
+        return [(point, row) for point, row in audit(steering.sampler, given, {"inversion": variables}, adjoints) if row.wrt == "x_T"]
+
+
+def main(options: Options) -> None:
+    run, setup, items = Run(Path(options.out), recorded(options), options.resume), problem(options), plan(options)
+    editing = Editing(options, setup, items)
+    restored = run.restore(jnp.zeros((len(items), *setup.images.shape), jnp.float32))
+    progress = run.follow(iterate(editing.step, restored, len(items)), restored, len(items), options.save_every)
+    found = Outcome(setup.own, setup.new, items, progress.history)
+    run.write({"final.npz": npz({"images": setup.images, "own": setup.own, "new": setup.new, "made": progress.state})})
+    run.write({"results.json": to_json(results(found)), **views(found, np.asarray(setup.images), np.asarray(progress.state))})
+    work = {name: len(solver_of(name).pattern.reads) for name in options.methods}
+    run.write({"report.md": document(found, setup.note, options, work, editing.audited(), progress.seconds)})
+
+
+if __name__ == "__main__":
+    command(main, Options)

@@ -1,0 +1,60 @@
+"""Classifiers of digits that read samples: the embedded one, or one in a folder, and LeNet-5, which has another origin, where its weights are."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from own_network.lenet import load_lenet
+
+from adjoint_jax import checkpoints
+from adjoint_jax.experiments.metrics import margin
+from adjoint_jax.models import ConvClassifier
+
+LENET = "LeNet"
+
+
+class Judge(NamedTuple):
+    """`logits(params, images)` `[B, classes]` of images `[B, H, W, C]` in [-1, 1], a jitted function."""
+
+    name: str
+    logits: Callable[[Any, Any], Any]
+    params: Any
+
+    def margins(self, labels: Any) -> Any:
+        """How far each image is misread, `metrics.margin`, as a metric of images."""
+        return jax.tree_util.Partial(margin, jax.tree_util.Partial(self.logits, self.params), labels)
+
+    def classes(self, shape: tuple[int, ...]) -> int:
+        """How many it knows, of images of `shape` `[H, W, C]`."""
+        return jax.eval_shape(self.logits, self.params, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).shape[1]
+
+    def read(self, images: Any) -> np.ndarray:
+        """The class that is read, `[B]`. Raises ValueError for a classifier that answers with probabilities."""
+        logits = np.asarray(self.logits(self.params, jnp.asarray(images)), np.float64)
+        if logits.min() >= 0 and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
+            raise ValueError(f"The classifier {self.name} answers with probabilities where logits are expected: leave its softmax out.")
+        return np.argmax(logits, axis=1)
+
+
+def judges(classifier: str | None, lenet: str, shape: tuple[int, ...], classes: int) -> tuple[dict[str, Judge], str]:
+    """Those at hand for images of `shape` `[H, W, C]`, the first being `classifier` (None: the embedded one), and a sentence about LeNet.
+
+    Raises ValueError for a classifier of another kind or another number of classes.
+    """
+    module, params = checkpoints.load_model(classifier or checkpoints.EMBEDDED / "classifier")
+    name = "embedded" if classifier is None else Path(classifier).name
+    if not isinstance(module, ConvClassifier):
+        raise ValueError(f"{classifier} holds a {type(module).__name__} where a ConvClassifier was expected.")
+    if module.classes != classes:
+        raise ValueError(f"The classifier {name} knows {module.classes} classes where the sampler draws {classes}: give one for them.")
+    found = {name: Judge(name, jax.jit(lambda params, images: module.apply({"params": params}, images)), params)}
+    if (shape, classes) != ((28, 28, 1), 10):
+        return found, f"{LENET}, which reads digits of 28 x 28 pixels, is left out: images are {' x '.join(map(str, shape))}."
+    if not Path(lenet).is_file():
+        return found, f"There is no second reader: the weights of {LENET} are not at {lenet}."
+    network = load_lenet(lenet)
+    second = Judge(LENET, jax.jit(lambda _, images: network(images)), ())
+    return {**found, LENET: second}, f"The second reader is {LENET}, weights {Path(lenet).name}."
