@@ -43,8 +43,6 @@ from adjoint_jax.solvers.cycle import encode_noise
 METHODS = ("ddim", "bdia", "rex", "cycle")
 AUDITED = 10
 """Images of the gradient's audit."""
-OWN_STEPS = 20
-"""Steps of the samples that are edited where there are no images."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,8 @@ def chosen(options: Options, drawn: Labelled, judge: Judge) -> tuple[Any, np.nda
         images = pixels[: 40 * options.per_class * drawn.classes, :, :, None].astype(np.float32) / 127.5 - 1
         origin = f"The images are the first of the test set {path.name} that the {judge.name} classifier reads right."
     else:
-        sampler, given = drawn.sampler(aj.DPMSolverPP(2), OWN_STEPS, 1.0)
-        labels = np.tile(np.arange(drawn.classes), 2 * options.per_class)
+        sampler, given = drawn.sampler(aj.DPMSolverPP(2), options.edit_steps, 1.0)
+        labels = np.tile(np.arange(drawn.classes), 4 * options.per_class)
         noise = sampler.spread * jax.random.normal(jax.random.key(options.seed), (len(labels), *drawn.shape), jnp.float32)
         images = np.asarray(jax.jit(lambda given, variables: sampler(given, variables))(given, {"x_T": noise, "embedding": drawn.table[labels]}))
         origin = (

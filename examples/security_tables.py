@@ -74,12 +74,12 @@ class Outcome(NamedTuple):
 
     @property
     def main(self) -> Attack:
-        """The exact gradient against the first reader at the main radius."""
+        """The first engine, an exact one, against the first reader at the main radius."""
         return next(iter(self.rounds))
 
     @property
     def race(self) -> list[Attack]:
-        """The engines at the main radius; the exact one first."""
+        """The engines at the main radius; the first one first."""
         rest = [item for item in self.rounds if item.engine not in (self.main.engine, RANDOM)]
         return [self.main, *rest]
 
@@ -88,7 +88,7 @@ class Outcome(NamedTuple):
         return sorted({item.radius for item in self.rounds})
 
     def curve(self, judge: str) -> list[Attack]:
-        """The exact gradient against a reader (or, for the empty name, random signs) in balls that grow."""
+        """The first engine against a reader (or, for the empty name, random signs) in balls that grow."""
         engine = self.main.engine if judge else RANDOM
         return sorted((item for item in self.rounds if (item.judge, item.engine) == (judge, engine)), key=lambda item: item.radius)
 
@@ -155,7 +155,7 @@ def views(found: Outcome, images: Mapping[str, Any], seconds: Mapping[str, float
     race = {}
     for item in found.race:
         shares = found.shares(item)
-        race[item.engine] = (np.arange(len(shares) + 1) * item.updates * seconds[item.engine], [0.0, *shares])
+        race[item.engine] = ([k * item.updates * seconds[item.engine] for k in range(len(shares) + 1)], [0.0, *shares.tolist()])
     return {
         "samples.png": pictures.table_of_images(rows, titles),
         "radius.png": pictures.curves(lines, "radius R, in standard deviations of the noise", "share misread"),
@@ -241,7 +241,7 @@ def _raced(found: Outcome, target: float, seconds: Mapping[str, float]) -> tuple
     words = f"{winner} is the first to {100 * target:.0f} %." if winner else f"None reaches {100 * target:.0f} %."
     head = ("gradient", "an update", "updates a round", f"to {100 * target:.0f} % misread", f"after {limit:.1f} s", "after all rounds")
     how = (
-        " A round has as many updates as fit into the network evaluations of one by the exact gradient, a backward one counted as one; its seconds "
+        f" A round has about the network evaluations of one update by {found.main.engine}, a backward evaluation counted as one; its seconds "
         "are those of the updates alone, the sampling that judges it left out. The seconds are of this machine; all else is of the seed."
     )
     return words + how, report.table(head, rows), report.picture("race.png", "share misread by seconds")

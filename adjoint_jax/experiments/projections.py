@@ -37,24 +37,24 @@ def _to_norm(x: Any, radius: Any, axes: tuple[int, ...]) -> Any:
     return x * (jnp.asarray(radius, x.dtype) / _norm(x, axes))
 
 
-def _shell(x: Any, start: Any, spread: float, radius: float | None, axes: tuple[int, ...]) -> Any:
+def _shell(x: Any, start: Any, spread: Any, radius: float | None, axes: tuple[int, ...]) -> Any:
     return _to_norm(x, spread * _count(x, axes) ** 0.5, axes)  # (1)
 
 
-def _chi(x: Any, start: Any, spread: float, radius: float | None, axes: tuple[int, ...]) -> Any:
+def _chi(x: Any, start: Any, spread: Any, radius: float | None, axes: tuple[int, ...]) -> Any:
     low, high = (spread * float(quantile) for quantile in chi_distribution.ppf((TAIL, 1 - TAIL), _count(x, axes)))
     return _to_norm(x, jnp.clip(_norm(x, axes), low, high), axes)  # (2)
 
 
-def _same_norm(x: Any, start: Any, spread: float, radius: float | None, axes: tuple[int, ...]) -> Any:
+def _same_norm(x: Any, start: Any, spread: Any, radius: float | None, axes: tuple[int, ...]) -> Any:
     return _to_norm(x, _norm(start, axes), axes)  # (3)
 
 
-def _linf(x: Any, start: Any, spread: float, radius: float, axes: tuple[int, ...]) -> Any:
+def _linf(x: Any, start: Any, spread: Any, radius: float, axes: tuple[int, ...]) -> Any:
     return jnp.clip(x, start - spread * radius, start + spread * radius)  # (4)
 
 
-def _l2(x: Any, start: Any, spread: float, radius: float, axes: tuple[int, ...]) -> Any:
+def _l2(x: Any, start: Any, spread: Any, radius: float, axes: tuple[int, ...]) -> Any:
     change = x - start
     return start + change * jnp.minimum(1, spread * radius / jnp.maximum(_norm(change, axes), jnp.finfo(x.dtype).tiny))  # (5)
 
@@ -63,8 +63,8 @@ PROJECTIONS: dict[str, Callable | None] = {"none": None, "shell": _shell, "chi":
 BALLS = ("linf", "l2")
 
 
-def projection(name: str, radius: float | None = None) -> Callable[[Any, Any, float, tuple[int, ...]], Any]:
-    """`project(x, start, spread, axes)` by name, equations (1) to (5).
+def projection(name: str, radius: float | None = None) -> Callable[[Any, Any, Any, tuple[int, ...]], Any]:
+    """`project(x, start, spread, axes)` by name, equations (1) to (5); `spread` may be traced, and with it s R.
 
     Raises ValueError for an unknown name, a ball without radius, or a radius without ball.
     """
@@ -76,7 +76,7 @@ def projection(name: str, radius: float | None = None) -> Callable[[Any, Any, fl
     return lambda x, start, spread, axes: function(x, start, spread, radius, axes)
 
 
-def concentration(x: Any, spread: float, axes: tuple[int, ...]) -> Any:
+def concentration(x: Any, spread: Any, axes: tuple[int, ...]) -> Any:
     """The penalty (6), without its constant, summed over all axes but `axes`."""
     n = _count(x, axes)
     r = _norm(x, axes) / spread
