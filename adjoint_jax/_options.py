@@ -84,7 +84,8 @@ class Guide(Sample):
     """Weight of minus the log-density of the noise's norm, an entry, that is subtracted from each image's metric."""
     adjoint: str = "discrete"
     """discrete (exact), kept (exact, linearisations in memory), direct (exact, all in memory), deis, published (AdjointDEIS-2M as published) or
-    published-1, last-k (exact through the last k steps, blind to x_T), or greedy (the metric of the network's first guess at the clean image)."""
+    published-1, last-k (exact through the last k steps, blind to x_T), random-k and low-variance (likewise, one draw for all iterates), or greedy
+    (the metric of the network's first guess at the clean image)."""
     adjoint_steps: int | None = None
     """Steps of the adjoints deis and published; by default those of the sampler."""
     adjoint_order: int | None = None
@@ -92,7 +93,7 @@ class Guide(Sample):
     adjoint_sigma_data: float | None = None
     """The frame of deis, by default 1."""
     adjoint_k: int | None = None
-    """Steps that last-k differentiates."""
+    """Steps that last-k differentiates, at most that random-k does, noisings of low-variance."""
     optimiser: str = "adam"
     """adam, adabelief, adagrad, adamax, amsgrad, lion, nadam, radam, rmsprop, sgd, sign_sgd or yogi, of optax."""
     learning_rate: float = 0.05

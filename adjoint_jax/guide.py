@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .adjoints import AdjointDEIS, DiscreteAdjoint, LastK
+from .adjoints import AdjointDEIS, DiscreteAdjoint, LastK, LowVariance, RandomK
 from .adjoints._nodes import choose
 from .audit import AuditRow, compare
 from .experiments import mesh
@@ -228,9 +228,11 @@ def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint | str) -> tup
         forward = once
     if adjoint == GREEDY:
         forward, backward = once + 1, 1
-    if isinstance(adjoint, LastK):
-        last = int(stages[-adjoint.k :].sum())
+    if isinstance(adjoint, LastK | RandomK):
+        last = int(stages[-(adjoint.k if isinstance(adjoint, LastK) else adjoint.most or steps) :].sum())
         forward, backward = once + last, last
+    if isinstance(adjoint, LowVariance):
+        forward, backward = once + 2 * adjoint.samples, adjoint.samples
     if isinstance(adjoint, AdjointDEIS):
         index = choose(sampler.grid, sampler.process.lam(sampler.grid), adjoint.steps, adjoint.nodes)
         nodes = max(len(index) - (adjoint.mode == "AB"), 0)

@@ -262,6 +262,8 @@ ADJOINTS = {
     "fewer": aj.AdjointDEIS(steps=2, order=1, mode="PEC"),
     "published": aj.AdjointDEIS(order=1, sigma_data=np.inf, published=True),
     "last-k": aj.LastK(2),
+    "random-k": aj.adjoints.RandomK(jax.random.key(0), 2),
+    "low-variance": aj.adjoints.LowVariance(jax.random.key(0), 3),
 }
 
 

@@ -4,6 +4,9 @@ discrete      exact, every network call made anew                        kept   
 direct        exact, plain autodiff                                      deis:M       AdjointDEIS at M nodes
 published:M   AdjointDEIS-2M as published                                published-1:M  AdjointDEIS-1 as published
 last-k:K      exact through the last K steps, blind to x_T (DRaFT-K)     greedy       of the network's clean state at x_T, no sampler
+random-k:K    last-k of a random number of steps, at most K (AlignProp)  low-variance:K  through the last step, K new noisings (DRaFT-LV)
+
+The last two draw: `drawn` gives an engine the key of an iterate.
 """
 
 from collections.abc import Callable
@@ -11,9 +14,11 @@ from functools import partial
 from typing import Any
 
 import diffrax
+import equinox as eqx
+import jax
 import numpy as np
 
-from ..adjoints import AdjointDEIS, DiscreteAdjoint, LastK
+from ..adjoints import AdjointDEIS, DiscreteAdjoint, LastK, LowVariance, RandomK
 
 GREEDY = "greedy"
 """In an adjoint's place: the gradient of the metric of the network's clean state at x_T, the sampler left out."""
@@ -26,6 +31,8 @@ ADJOINTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "published": (partial(_published, order=2), ("steps", "order")),
     "published-1": (partial(_published, order=1), ("steps",)),
     "last-k": (LastK, ("k",)),
+    "random-k": (lambda k=None: RandomK(jax.random.key(0), k), ("k",)),
+    "low-variance": (lambda k=2: LowVariance(jax.random.key(0), k), ("k",)),
     GREEDY: (lambda: GREEDY, ()),
 }
 """Constructors, and the options that they take."""
@@ -38,4 +45,9 @@ def engine(name: str) -> Any:
     if make is None or (number and (not options or not number.isdecimal())):
         forms = ", ".join(each + (f":{keys[0].upper()}" if keys else "") for each, (_, keys) in ADJOINTS.items())
         raise ValueError(f"The gradient {name} is not known: use one of {forms}, the capitals a whole number.")
-    return make(**({options[0]: int(number)} if number else {}))
+    return make(**{option: int(number) for option in options[:1] if number})
+
+
+def drawn(engine: Any, key: Any) -> Any:
+    """The engine with another key, where it draws; itself where it does not."""
+    return eqx.tree_at(lambda adjoint: adjoint.key, engine, key) if isinstance(engine, RandomK | LowVariance) else engine

@@ -7,6 +7,7 @@ layout        (2) of x and y averaged over k x k cells                          
 inpainting    log N(y; x, s^2) at the pixels that were seen, a pixel, without its constant    (5)
 deblurring    log N(y; K x, s^2), K a Gaussian blur, likewise                                (6)
 style         -sum_l mean (G_l(x) - G_l(y))^2,   G_l = F_l F_l^T / (h w)  of features F_l `[c, h w]`    (7)
+likeness      correlation of K x and K y over all pixels, whatever their brightness and contrast          (8)
 clip          cosine of the embeddings of the image and of a text: `pipelines` has the networks
 margin        max_{k != y} z_k(x) - z_y(x)  of logits z: above 0 where x of class y is misread             (8)
 """
@@ -85,3 +86,11 @@ def style(features: Callable[[Any], Sequence[Any]], grams: Sequence[Any], images
     """(7): `features(images)` gives F_l `[B, h_l, w_l, c_l]`; `grams` are those to come to, `[c_l, c_l]`. Gatys, Ecker & Bethge (CVPR 2016)."""
     found = [gram(layer) for layer in features(images)]
     return -sum(jnp.mean((mine - wanted[None]) ** 2, axis=(1, 2)) for mine, wanted in zip(found, grams, strict=True))
+
+
+def likeness(width: float, target: Any, images: Any) -> Any:
+    """(8), of images `[B, H, W, C]` and their own `target` `[B, H, W, C]`, K a blur of `width` pixels: 1 for the same layout, 0 for none of it."""
+    found, wanted = (blurred(each, width) for each in (images, target))
+    found, wanted = (each - jnp.mean(each, axis=(1, 2, 3), keepdims=True) for each in (found, wanted))
+    inner, sizes = jnp.sum(found * wanted, axis=(1, 2, 3)), [jnp.sum(each**2, axis=(1, 2, 3)) for each in (found, wanted)]
+    return inner * jax.lax.rsqrt(sizes[0] * sizes[1] + jnp.finfo(images.dtype).tiny)
