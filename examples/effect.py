@@ -166,11 +166,12 @@ def label(options: Options) -> int:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The problem (1)."""
+    """The problem (1); `norms` are those of the arrays of e*."""
 
     found: Model
     optimiser: optax.GradientTransformation
     radius: float | None
+    norms: Any
 
     def gradient(self, given: Given, metric: Any, embedding: Any, noise: Any, key: Any, name: str) -> tuple[Any, Any]:
         """The gradient of minus (1) by the engine `name`, and the scores `[B]`."""
@@ -186,7 +187,7 @@ class Tuning:
         moved, inner, norm = applied(self.optimiser, gradient, embedding, inner)
         if self.radius is not None:
             onto = projection("l2", self.radius)
-            moved = jax.tree.map(lambda leaf, first: onto(leaf, first, jnp.linalg.norm(first), tuple(range(first.ndim))), moved, start)
+            moved = jax.tree.map(lambda leaf, first, norm: onto(leaf, first, norm, tuple(range(first.ndim))), moved, start, self.norms)
         return moved, inner, norm
 
 
@@ -224,12 +225,13 @@ def setting(options: Options) -> Setting:
     module, params = classifier
     read = readers(lambda images: module.apply({"params": params}, images), options.judge)
     effects = {name: effect(name, options, found, classifier, read, own) for name in options.effects}
-    tuning = Tuning(found, optax.adam(options.learning_rate), options.radius)
+    start = row(label(options))
+    tuning = Tuning(found, optax.adam(options.learning_rate), options.radius, jax.tree.map(lambda leaf: float(np.linalg.norm(leaf)), start))
     noise, fresh = (
         noises(found.sampler, jax.random.fold_in(key, stream), (count, *found.shape))
         for stream, count in ((FIXED, options.batch), (FRESH, options.fresh))
     )
-    return Setting(tuning, effects, row(label(options)), noise, fresh, read, key)
+    return Setting(tuning, effects, start, noise, fresh, read, key)
 
 
 def main(options: Options) -> None:

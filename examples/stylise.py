@@ -240,7 +240,7 @@ def main(options: Options) -> None:
         "held.png": pictures.curves(lines(options, results), "work: network evaluations, a backward one counted twice", "objective, held-out noise"),
         "results.json": layout.to_json(results),
     })  # fmt: skip
-    save(options, run, arrays, tuning, finished[options.engines[0]])
+    save(options, run.out, finished[options.engines[0]])
     run.write({"report.md": document(options, config, results, outcome, progress, updates, read, labels, audited)})
     print(f"{results['claim']} See {run.out / 'report.md'}.")
 
@@ -256,16 +256,16 @@ class Outcome(NamedTuple):
         return self.style.astype(np.float64) + weight * self.content
 
 
-def save(options: Options, run: Run, arrays: Arrays, tuning: Tuning, tuned: Any) -> None:
+def save(options: Options, out: Path, tuned: Any) -> None:
     """The tuned network as a folder that `aj.load` reads, or the LoRA as a file; whole or not at all."""
     path = _build.DIGITS if options.checkpoint is None else checkpoints.fetched(options.checkpoint)
     module, _ = checkpoints.load_model(path)
     if options.rank:
-        if not (run.out / "lora.safetensors").exists():
-            lora.save_lora(run.out / "lora.safetensors", {"unet": whole(tuned)}, {"unet": module})
-    elif not (run.out / "model" / layout.CONFIG).exists():
+        if not (out / "lora.safetensors").exists():
+            lora.save_lora(out / "lora.safetensors", {"unet": whole(tuned)}, {"unet": module})
+    elif not (out / "model" / layout.CONFIG).exists():
         file = layout.folders(path)[1] / layout.SCHEDULER
-        target = run.out / "model"
+        target = out / "model"
         for half in target.glob("*") if target.is_dir() else ():  # the configuration is written last
             half.unlink()
         checkpoints.save(target, module, tuned, layout.read_json(file) if file.is_file() else None)
