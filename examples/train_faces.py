@@ -1,8 +1,9 @@
 """Trains the face model of the morphing experiment: a diffusion autoencoder of grey 64 x 64 faces (DiffAE, CVPR 2022, made small).
 
     python examples/train_faces.py --data ../shared/data --out runs/faces
+    python examples/train_faces.py --out runs/faces --export runs/faces/so_far      # what is averaged so far, beside a run or after a kill
 
-    v(x_t, t, z),   z = encoder(x_0) `[B, 192]`   (one in ten replaced by zeros, so that guidance in z works).
+    v(x_t, t, z),   z = encoder(x_0) `[B, 128]`   (one in ten replaced by zeros, so that guidance in z works).
 
 Provenance: FER2013 (`fer48_10k.npz`, 10 000 faces of 48 x 48, Kaggle competition data, research use) enlarged to 64 x 64, and the ORL
 faces (`orl_faces.npz`, Samaria & Harter 1994, AT&T/Olivetti, 40 people of ten images), cropped to a square and reduced to 64 x 64, all
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax import serialization
 from training import batch_indices, stratified, train
 
 from adjoint_jax import checkpoints
@@ -64,6 +66,8 @@ class Config:
     ema: float = 0.999
     save_every: int = 50
     seed: int = 0
+    export: Path | None = None
+    """Trains nothing and writes the averaged weights of the run in --out to this folder."""
 
 
 def blocks(images: Any) -> Any:
@@ -72,18 +76,29 @@ def blocks(images: Any) -> Any:
     return images.reshape(b, height // 2, 2, width // 2, 2).transpose(0, 1, 3, 2, 4).reshape(b, height // 2, width // 2, 4)
 
 
+def pixels(blocks: Any) -> Any:
+    """The inverse of `blocks`."""
+    b, height, width, _ = blocks.shape
+    return blocks.reshape(b, height, width, 2, 2).transpose(0, 1, 3, 2, 4).reshape(b, 2 * height, 2 * width, 1)
+
+
+def resized(images: np.ndarray, side: int = 64) -> np.ndarray:
+    """Bytes `[n, H, W]` as bytes `[n, side, side]`."""
+    made = jax.image.resize(jnp.asarray(images, jnp.float32), (len(images), side, side), "linear")
+    return np.asarray(jnp.round(jnp.clip(made, 0, 255)), np.uint8)
+
+
+def orl_faces(data: Path, side: int = 64) -> np.ndarray:
+    """ORL `[40, 10, side, side]`, uint8: the middle square of each image."""
+    with np.load(data / "orl_faces.npz") as file:
+        return resized(file["x"][:, 14:106], side).reshape(-1, 10, side, side)
+
+
 def faces(data: Path) -> tuple[np.ndarray, np.ndarray]:
     """FER2013 `[10000, 64, 64]` and ORL `[40, 10, 64, 64]`, uint8."""
-
-    def resized(images: np.ndarray) -> np.ndarray:
-        made = jax.image.resize(jnp.asarray(images, jnp.float32), (len(images), 64, 64), "linear")
-        return np.asarray(jnp.round(jnp.clip(made, 0, 255)), np.uint8)
-
     with np.load(data / "fer48_10k.npz") as file:
         fer = np.concatenate([resized(part) for part in np.split(file["x"], 10)])
-    with np.load(data / "orl_faces.npz") as file:
-        orl = resized(file["x"][:, 14:106])
-    return fer, orl.reshape(40, 10, 64, 64)
+    return fer, orl_faces(data)
 
 
 def loss(params: Any, images: Any, key: Any) -> Any:
@@ -101,7 +116,16 @@ def loss(params: Any, images: Any, key: Any) -> Any:
     return jnp.mean((v - target(PREDICTION, at, x_0, eps)) ** 2)
 
 
+def export(average: Any, folder: Path) -> None:
+    """Writes averaged weights as the folders `unet` and `encoder`."""
+    checkpoints.save(folder / "unet", UNET, average["unet"], SCHEDULER)
+    checkpoints.save(folder / "encoder", ENCODER, average["encoder"], None)
+
+
 def main(config: Config) -> None:
+    if config.export is not None:
+        state = serialization.msgpack_restore((config.out / "state.msgpack").read_bytes())
+        return export(state["average"], config.export)
     fer, orl = faces(config.data)
     shown = orl[:, :8].reshape(-1, 64, 64)
     quarter = config.batch // 4
@@ -113,9 +137,7 @@ def main(config: Config) -> None:
     key = jax.random.key(config.seed)
     z, x = jnp.zeros((1, EMBEDDING)), jnp.zeros((1, 64, 64, 1))
     params = {"unet": jax.jit(UNET.init)(key, blocks(x), jnp.zeros(1), z)["params"], "encoder": jax.jit(ENCODER.init)(key, x)["params"]}
-    average = train(loss, params, items, config)
-    checkpoints.save(config.out / "unet", UNET, average["unet"], SCHEDULER)
-    checkpoints.save(config.out / "encoder", ENCODER, average["encoder"], None)
+    return export(train(loss, params, items, config), config.out)
 
 
 if __name__ == "__main__":

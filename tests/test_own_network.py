@@ -11,6 +11,7 @@ from shared import ROOT, shared
 
 sys.path.insert(0, str(ROOT / "examples" / "own_network"))
 from flow_vit import load_flow_vit
+from mobileface import load_mobileface
 from unet64 import load_unet64
 
 
@@ -41,3 +42,12 @@ def test_unet64():
     assert sum(leaf.size for leaf in params.values()) == 63_200_387
     for i in range(len(x)):
         assert relative(network(x[i : i + 1], np.float32(t[i]))[0], expected[i]) < 1e-4
+
+
+def test_mobileface():
+    features, params = load_mobileface(shared("data/mobileface_v2.npz"), shared("data/MobileFace_Identification_V2-symbol.json"))
+    with np.load(shared("data/mobileface_v2_fixture.npz")) as file:
+        x, expected = file["x_nchw"], file["feat"]
+    found = jax.jit(features)(params, jnp.asarray(x.transpose(0, 2, 3, 1)))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert relative(mine, theirs) < 1e-4

@@ -1,0 +1,164 @@
+"""What `examples/morph_faces.py` writes at its end: `results.json`, `final.npz`, pictures and `report.md`."""
+
+from typing import Any
+
+import numpy as np
+from recognition import matched, product_average, verification
+
+from adjoint_jax.checkpoints._files import to_json
+from adjoint_jax.experiments import Progress, Run, npz, pictures, recorded, report
+from adjoint_jax.experiments.statistics import rate, wilson
+
+SHOWN = 8
+"""Pairs in the pictures."""
+BASELINES = ("one of the two faces", "average of pixels")
+LIMITS = """The model is small and was trained on images of these very people (all but the last of each), and the faces are neither aligned
+nor larger than 64 x 64. MobileFace, made for aligned colour images, is weak here: its threshold rejects half of the genuine pairs. ORL has
+forty people, photographed in one place. One recogniser was attacked, with its gradient in hand. So the numbers compare gradients on one
+problem; they say nothing of the security of a deployed system, nor whether a person or a detector would notice these morphs."""
+
+
+def written(run: Run, made: Any, progress: Progress) -> str:
+    """Writes everything; returns the claim as a sentence."""
+    morphs = np.asarray(progress.state.morphs)
+    results = judged(made, morphs, progress)
+    sentence = _claim(made, results)
+    run.write(
+        {
+            "final.npz": npz({"morphs": morphs, "pairs": made.pairs}),
+            "results.json": to_json(results),
+            "morphs.png": _sheet(made, morphs),
+            "loss.png": pictures.curves(_lines(made, progress), "seconds a batch, compilation aside", "mean loss"),
+            "report.md": _document(made, results, progress, sentence),
+        }
+    )
+    return sentence
+
+
+def judged(made: Any, morphs: np.ndarray, progress: Progress) -> dict[str, Any]:
+    """The numbers of the report that do not depend on the machine's speed."""
+    options, faces, pairs = made.options, made.faces, made.pairs
+    images = faces.reshape(-1, *faces.shape[2:])
+    people = np.repeat(np.arange(len(faces)), faces.shape[1])
+    probes = np.delete(np.arange(faces.shape[1]), options.image)
+    a, b = (faces[pairs[:, k], options.image] for k in (0, 1))
+    candidates = {("-", BASELINES[0]): a, ("-", BASELINES[1]): np.round((a.astype(np.float64) + b) / 2).astype(np.uint8)}
+    candidates |= {(kind, name): morphs[s, m] for s, kind in enumerate(options.samplers) for m, name in enumerate(options.methods)}
+    rows = [{"sampler": kind, "method": name, **_driven(made, progress, kind, name)} for kind, name in candidates]
+    rates = {}
+    for judge in made.judges:
+        known = judge.templates(images)
+        found = verification(judge.compare(known, known), people, options.match_rate)
+        rates[judge.name] = found._asdict()
+        for row, morph in zip(rows, candidates.values(), strict=True):
+            table = judge.compare(judge.templates(morph), known).reshape(len(morph), *faces.shape[:2])
+            mine = np.stack([table[np.arange(len(pairs)), pairs[:, k]] for k in (0, 1)], axis=1)
+            row[judge.name] = _rates(mine[:, :, probes], mine[:, :, -options.unseen :], found.threshold)
+    return {"pairs": len(pairs), "verification": rates, "rows": rows}
+
+
+def _rates(others: np.ndarray, unseen: np.ndarray, tau: float) -> dict[str, Any]:
+    """MMPMR over all probes and over those that the model never saw, as counts, and the product of averages; similarities `[N, 2, images]`."""
+    count, fresh = (int(matched(found, tau).sum()) for found in (others, unseen))
+    share = {"matched": count, "mmpmr": count / len(others), "interval": wilson(count, len(others)), "matched_unseen": fresh}
+    return {**share, "product_average": product_average(others, tau)}
+
+
+def _driven(made: Any, progress: Progress, kind: str, name: str) -> dict[str, Any]:
+    """Losses by iterate, evaluations a morph, and those until the target was reached, of a sampler and a method."""
+    batches = [row["losses"] for row in progress.history if (row["sampler"], row["method"]) == (kind, name)]
+    if not batches:
+        return {}
+    losses = np.mean(batches, axis=0)
+    forward, backward, recogniser = made.counts(kind, name)
+    reached = np.flatnonzero(losses <= made.options.target)
+    updates = int(reached[0]) if len(reached) else None
+    counts = {"forward": forward, "backward": backward, "recogniser_gradients": recogniser}
+    return {"losses": losses.tolist(), **counts, "updates_to_target": updates}
+
+
+def _seconds(made: Any, progress: Progress, kind: str, name: str) -> float:
+    """The median batch's, of all but the first, which compiles."""
+    taken = [taken for row, taken in zip(progress.history, progress.seconds, strict=True) if (row["sampler"], row["method"]) == (kind, name)]
+    return float(np.median(taken[1:] or taken))
+
+
+def _lines(made: Any, progress: Progress) -> dict[str, tuple[Any, Any]]:
+    """Mean loss against seconds."""
+    lines = {}
+    for kind in made.options.samplers:
+        for name in made.options.methods:
+            losses, seconds = _driven(made, progress, kind, name)["losses"], _seconds(made, progress, kind, name)
+            ends = np.linspace(0, seconds, len(losses)) if len(losses) > 1 else [seconds]
+            lines[f"{kind} {name}"] = (list(ends), losses)
+    return lines
+
+
+def _claim(made: Any, results: dict[str, Any]) -> str:
+    """Of each sampler, the share of morphs that pass, without guidance and by the exact gradient."""
+    first, second = (judge.name for judge in made.judges)
+    parts = []
+    for kind in made.options.samplers:
+        rows = {row["method"]: row for row in results["rows"] if row["sampler"] == kind}
+        said = [f"{name} {100 * row[first]['mmpmr']:.0f} % ({second} {100 * row[second]['mmpmr']:.0f} %)" for name, row in rows.items()]
+        parts.append(f"{kind}: {', '.join(said)}")
+    who = f"by {first}, which was optimised against ({second}, which was not)"
+    return f"MMPMR at FMR {100 * made.options.match_rate:g} % over {results['pairs']} pairs, {who}: {'; '.join(parts)}."
+
+
+def _document(made: Any, results: dict[str, Any], progress: Progress, sentence: str) -> bytes:
+    first, second = (judge.name for judge in made.judges)
+    n, rows = results["pairs"], results["rows"]
+
+    def cells(row: dict[str, Any], judge: str) -> list[str]:
+        found = row[judge]
+        return [rate(found["matched"], n), rate(found["matched_unseen"], n), f"{100 * found['product_average']:.1f} %"]
+
+    tables = []
+    for judge in (first, second):
+        head = ("sampler", "method", "last loss", "MMPMR, any other image", "MMPMR, images the model never saw", "product of averages")
+        lines = [(row["sampler"], row["method"], f"{row['losses'][-1]:.3f}" if "losses" in row else "", *cells(row, judge)) for row in rows]
+        tables += [f"By {judge}, {'optimised against' if judge == first else 'not optimised against'}:", report.table(head, lines)]
+    told = report.section(
+        "How many morphs pass as both people",
+        "95 % Wilson intervals. A morph has to be more alike than the threshold to at least one other image of each person; the product of averages "
+        "is the chance that it passes two guards with one image each.",
+        *tables,
+    )
+    own = [(name, *(f"{value:.3f}" for value in found.values())) for name, found in results["verification"].items()]
+    judges = report.section(
+        "The recognisers",
+        f"On all pairs of the {made.faces.shape[0] * made.faces.shape[1]} images at this size; the threshold has a false match rate of "
+        f"{100 * made.options.match_rate:g} %.",
+        report.table(("recogniser", "rank 1", "AUC", "same person", "two people", "threshold", "genuine pairs above it"), own),
+    )
+    shown = [report.picture("morphs.png", "A pair a column: its two images, then a morph a row."), report.picture("loss.png", "loss")]
+    parts = (told, _engines(made, results, progress), judges, report.section("What this shows and what not", " ".join(LIMITS.split())))
+    audited = report.audited(made.audited())
+    cost = report.cost(progress.seconds, more={"an iterate": f"one batch of {made.options.batch} pairs under one method and sampler"})
+    config = report.options(recorded(made.options))
+    return report.document("Morphing attacks by gradient", "\n\n".join([sentence, *shown]), *parts, audited, cost, config)
+
+
+def _engines(made: Any, results: dict[str, Any], progress: Progress) -> str:
+    """Gradients at equal wall time: when the target loss was reached."""
+    lines = []
+    for row in (row for row in results["rows"] if "losses" in row):
+        seconds, updates = _seconds(made, progress, row["sampler"], row["method"]), row["updates_to_target"]
+        share = None if updates is None else updates / (len(row["losses"]) - 1) if len(row["losses"]) > 1 else 1.0
+        reached = "not reached" if share is None else f"{share * seconds:.1f} s"
+        work = (f"{row['forward']} + {row['backward']}", row["recogniser_gradients"])
+        losses = (f"{row['losses'][k]:.3f}" for k in (0, -1))
+        lines.append((row["sampler"], row["method"], *losses, *work, f"{seconds:.1f} s", "" if updates is None else updates, reached))
+    work = ("network, forward + backward a morph", "recogniser gradients a morph")
+    head = ("sampler", "method", "first loss", "last loss", *work, "time of a batch", "updates to target", "time to target")
+    words = f"Mean loss over all pairs; the target is {made.options.target:g}. Times are of the median batch; `none` includes the encoding."
+    return report.section("Which gradient gets there first", words, report.table(head, lines))
+
+
+def _sheet(made: Any, morphs: np.ndarray) -> bytes:
+    """A column a pair."""
+    options, pairs = made.options, made.pairs[:SHOWN]
+    shown = {f"person {name}": made.faces[pairs[:, k], options.image] for k, name in enumerate("ab")}
+    shown |= {f"{kind} {name}": morphs[s, m, :SHOWN] for s, kind in enumerate(options.samplers) for m, name in enumerate(options.methods)}
+    return pictures.table_of_images({name: images[..., None] / 127.5 - 1 for name, images in shown.items()})
