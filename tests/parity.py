@@ -24,7 +24,7 @@ def randomise(module):
     torch = original("torch")
     with torch.no_grad():
         for name, tensor in module.named_parameters():
-            tensor.copy_(torch.from_numpy(weight(name, tuple(tensor.shape))))
+            tensor.copy_(torch.from_numpy(np.asarray(weight(name, tuple(tensor.shape)))))
     return module.eval()
 
 

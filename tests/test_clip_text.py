@@ -11,7 +11,7 @@ import parity
 import pytest
 import safetensors.numpy
 
-from adjoint_jax.checkpoints import _models, _rules, load_model, save
+from adjoint_jax.checkpoints import _loading, _models, _rules, load_model, save
 from adjoint_jax.models import CLIPText
 from adjoint_jax.models.clip_text import Layer
 
@@ -230,13 +230,14 @@ def test_reads_old_files():
 
 
 def test_reads_the_text_half_of_a_whole_clip(tmp_path):
+    """Where a pipeline calls it the text encoder; `load_model` reads the whole, see test_clip_vision."""
     torch, transformers = parity.original("torch"), parity.original("transformers")
     vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 4, "patch_size": 2}
     config = transformers.CLIPConfig(text_config=CASES["sdxl"][1], vision_config=vision, projection_dim=5)
     whole = transformers.CLIPModel(config).eval()
     parity.randomise(whole.text_model), parity.randomise(whole.text_projection)
     whole.save_pretrained(tmp_path)
-    module, params = load_model(tmp_path)
+    module, params = _loading.network(tmp_path, variant=None, dtype=jnp.float32, hint="CLIPTextModelWithProjection")
     assert module == ours("sdxl")[0].clone(projection_dim=5)
     with torch.no_grad():
         value = whole.get_text_features(torch.from_numpy(IDS).long())
@@ -249,8 +250,8 @@ def test_reads_the_text_half_of_a_whole_clip(tmp_path):
 def test_reads_a_whole_clips_configuration_as_transformers(override):
     """What `text_config_dict` leaves out is the default, whatever `text_config` says."""
     text = {**CASES["sdxl"][1], "num_beams": 1, "id2label": {"0": "LABEL_0"}, "eos_token_id": 2}
-    config = {"projection_dim": 5, "text_config": text, "vision_config": {}, "logit_scale_init_value": 2.6592, **override}
-    module, _ = _models.read({"architectures": ["CLIPModel"], **config}, "config.json")
+    config = {"projection_dim": 5, "text_config": text, "vision_config": {"num_hidden_layers": 1}, "logit_scale_init_value": 2.6592, **override}
+    module = _models.read({"architectures": ["CLIPModel"], **config}, "config.json")[0].text
     theirs = parity.original("transformers").CLIPConfig(**config).text_config
     fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "eos_token_id")
     assert [getattr(module, field) for field in fields] == [getattr(theirs, field) for field in fields]

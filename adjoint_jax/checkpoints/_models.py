@@ -17,7 +17,7 @@ AVERAGING = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "u
 
 
 def _fields(family: Family) -> list[str]:
-    return [field.name for field in dataclasses.fields(family.module) if field.init and field.name not in (*OURS, *family.implied)]
+    return [field.name for field in dataclasses.fields(family.module) if field.init and field.name not in (*OURS, *family.implied, *family.parts)]
 
 
 def family_of(module: nn.Module) -> Family:
@@ -67,14 +67,18 @@ def _frozen(value: Any) -> Any:
 
 
 def _build(config: Mapping[str, Any], source: str) -> nn.Module:
-    family = _family_named(config, source)
+    return _made(_family_named(config, source), config, source)
+
+
+def _made(family: Family, config: Mapping[str, Any], source: str) -> nn.Module:
     given = family.to_fields({key: value for key, value in config.items() if key != "architectures"})
+    parts = {name: _made(part, given.pop(f"{name}_config"), f"the {name}_config of {source}") for name, part in family.parts.items()}
     if refused := _refused(given, family):
         name = family.module.__name__
         raise ValueError(f"{source} has options that {name} does not compute: {_files.listed(refused, 10, 300)}; drop those that mean nothing.")
     _values.check(family.module, given, source)
     own = set(_fields(family))
-    return family.module(**{key: _frozen(value) for key, value in given.items() if key in own}, **family.implied)
+    return family.module(**{key: _frozen(value) for key, value in given.items() if key in own}, **parts, **family.implied)
 
 
 def read(config: Mapping[str, Any], source: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -86,7 +90,12 @@ def read(config: Mapping[str, Any], source: str) -> tuple[nn.Module, dict[str, A
 def describe(module: nn.Module) -> dict[str, Any]:
     """The configuration of a module: its fields, and its class in the words of its family."""
     family = family_of(module)
-    return {**(family.written or {"_class_name": family.class_name}), **{field: getattr(module, field) for field in _fields(family)}}
+    return {**(family.written or {"_class_name": family.class_name}), **_entries(family, module)}
+
+
+def _entries(family: Family, module: nn.Module) -> dict[str, Any]:
+    parts = {f"{name}_config": _entries(part, getattr(module, name)) for name, part in family.parts.items()}
+    return {**{field: getattr(module, field) for field in _fields(family)}, **parts}
 
 
 def shapes(module: nn.Module) -> dict[str, Any]:

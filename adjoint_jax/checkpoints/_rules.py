@@ -93,6 +93,6 @@ def to_torch(family: Family, shapes: Mapping[str, Any], params: Mapping[str, Any
     for path, leaf in _flat(params).items():
         array = np.asarray(leaf)
         array = array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
-        named.append((torch_name(path, family.lists), np.ascontiguousarray(array.transpose(_to_torch_axes(path, array.ndim)))))
+        named.append((torch_name(path, family.lists), np.asarray(array.transpose(_to_torch_axes(path, array.ndim)), order="C")))
     check(rules(shapes, family.lists), named, source)
     return dict(named)

@@ -40,15 +40,16 @@ class CLIPTextOutput(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Causal self-attention: a token sees itself and those before it."""
+    """Self-attention; where it is causal, a token sees itself and those before it."""
 
     heads: int
+    causal: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         b, t, d = x.shape
         q, k, v = (nn.Dense(d, name=name)(x).reshape(b, t, self.heads, d // self.heads) for name in ("q_proj", "k_proj", "v_proj"))
-        return nn.Dense(d, name="out_proj")(jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(x.shape))
+        return nn.Dense(d, name="out_proj")(jax.nn.dot_product_attention(q, k, v, is_causal=self.causal).reshape(x.shape))
 
 
 class MLP(nn.Module):
@@ -69,14 +70,15 @@ class Layer(nn.Module):
     features: int
     act: str
     eps: float
+    causal: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        x = x + Attention(self.heads, name="self_attn")(_norm(self.eps, "layer_norm1")(x))
-        return x + MLP(self.features, self.act, name="mlp")(_norm(self.eps, "layer_norm2")(x))
+        x = x + Attention(self.heads, self.causal, name="self_attn")(normed(self.eps, "layer_norm1")(x))
+        return x + MLP(self.features, self.act, name="mlp")(normed(self.eps, "layer_norm2")(x))
 
 
-def _norm(eps: float, name: str) -> nn.LayerNorm:
+def normed(eps: float, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=eps, use_fast_variance=False, name=name)
 
 
@@ -120,7 +122,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, ids: Int[Array, "b t"], given: Float[Array, "b t d"] | None, clip_skip: int) -> tuple[Array, ...]:
         states = Encoder(**self.encoder, name="encoder")(Embeddings(**self.embeddings, name="embeddings")(ids, given))
-        norm = _norm(self.eps, "final_layer_norm")
+        norm = normed(self.eps, "final_layer_norm")
         last = norm(states[-1])
         return last, norm(states[-1 - clip_skip]) if clip_skip else last, *states
 

@@ -34,7 +34,8 @@ TEXT = "low lo"
 OURS = ("parent", "name", "remat", "with_projection")
 CLASSES = {"UNet2DModel": "UNet2D", "UNet2DConditionModel": "UNet2DCondition", "DiTTransformer2DModel": "DiT",
            "SD3Transformer2DModel": "SD3Transformer",
-           "CLIPTextModel": "CLIPText", "CLIPTextModelWithProjection": "CLIPText", "CLIPModel": "CLIPText", "Transformer2DModel": "DiT"}  # fmt: skip
+           "CLIPTextModel": "CLIPText", "CLIPTextModelWithProjection": "CLIPText", "CLIPVisionModel": "CLIPVision",
+           "CLIPVisionModelWithProjection": "CLIPVision", "CLIPModel": "CLIP", "Transformer2DModel": "DiT"}  # fmt: skip
 
 
 class Verdict(NamedTuple):

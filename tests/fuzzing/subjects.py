@@ -24,6 +24,10 @@ MODULES: dict[str, Any] = {
     ),
     "AutoencoderKL": models.AutoencoderKL(**VAE, norm_num_groups=4, latent_channels=4),
     "CLIPText": models.CLIPText(vocab_size=11, projection_dim=6, with_projection=True, **TEXT),
+    "CLIPVision": models.CLIPVision(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=4, patch_size=2, projection_dim=6,
+        with_projection=True,
+    ),
     "DiT": models.DiT(
         num_attention_heads=2, attention_head_dim=8, in_channels=2, out_channels=4, num_layers=1, sample_size=8, num_embeds_ada_norm=3
     ),

@@ -1,6 +1,7 @@
-"""Files of transformers' `CLIPTextModel`, `CLIPTextModelWithProjection`, and the text half of its `CLIPModel`."""
+"""Files of transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`, also where they hold a whole `CLIPModel`."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from ...models import CLIPText
@@ -19,23 +20,34 @@ IGNORED = (
     "typical_p", "use_bfloat16", "use_cache",
 )  # fmt: skip
 FIXED: dict[str, tuple[Any, ...]] = {"attention_dropout": (0.0, None), "dropout": (0.0, None)}
-# Of a whole CLIP: the half that sees, and the temperature of its loss; and position numbers, which old files write down.
-OTHER = re.compile(r"^(vision_model\..*|visual_projection\.weight|logit_scale|text_model\.embeddings\.position_ids)$")
-BARE = re.compile(r"^(?=(embeddings|encoder|final_layer_norm)\.)")
+BARE = re.compile(r"^(?=(embeddings|encoder|final_layer_norm|pre_layrnorm|post_layernorm)\.)")
 
 
-def to_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """The text half of a whole CLIP's configuration, whose own `projection_dim` counts, and `text_config_dict` where it is."""
-    if "text_config" not in config and "text_config_dict" not in config:
-        return config
-    text = config.get("text_config_dict") or config.get("text_config") or {}
-    return {key: value for key, value in text.items() if key != "architectures"} | {"projection_dim": config.get("projection_dim", 512)}
+def half(entry: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Of a whole CLIP's configuration that of one tower, `text_config` or `vision_config`: CLIP's own `projection_dim` counts, and
+    `text_config_dict` or `vision_config_dict` where it is. Any other configuration stays as it is."""
+
+    def to_fields(config: dict[str, Any]) -> dict[str, Any]:
+        if entry not in config and f"{entry}_dict" not in config:
+            return config
+        own = config.get(f"{entry}_dict") or config.get(entry) or {}
+        return {key: value for key, value in own.items() if key != "architectures"} | {"projection_dim": config.get("projection_dim", 512)}
+
+    return to_fields
 
 
-def tensors(named: Named) -> Named:
-    """The names that transformers 4 writes, and 5 reads; transformers 5 leaves `text_model.` out where there is no projection."""
-    named = [(BARE.sub("text_model.", name), tensor) for name, tensor in named]
-    return [(name, tensor) for name, tensor in named if not OTHER.match(name)]
+def tower(name: str, other: str) -> Callable[[Named], Named]:
+    """The names that transformers 4 writes, and 5 reads; transformers 5 leaves `text_model.` out where there is no projection.
+
+    Left out are the `other` tower of a whole CLIP and the temperature of its loss, and position numbers, which old files write down.
+    """
+    left = re.compile(rf"^({other}|logit_scale|{name}\.embeddings\.position_ids)$")
+
+    def tensors(named: Named) -> Named:
+        named = [(BARE.sub(f"{name}.", each), tensor) for each, tensor in named]
+        return [(each, tensor) for each, tensor in named if not left.match(each)]
+
+    return tensors
 
 
 def _family(class_name: str, with_projection: bool) -> Family:
@@ -45,11 +57,11 @@ def _family(class_name: str, with_projection: bool) -> Family:
         fixed=FIXED,
         ignored=IGNORED,
         lists=("layers",),
-        to_fields=to_fields,
-        tensors=tensors,
+        to_fields=half("text_config"),
+        tensors=tower("text_model", r"vision_model\..*|visual_projection\.weight"),
         implied={"with_projection": with_projection},
         written={"architectures": [class_name], "model_type": "clip_text_model"},
     )
 
 
-FAMILIES = (_family("CLIPTextModel", False), _family("CLIPTextModelWithProjection", True), _family("CLIPModel", True))  # the last is not written
+FAMILIES = (_family("CLIPTextModel", False), _family("CLIPTextModelWithProjection", True))
