@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _scoring, checkpoints, grids
+from . import _prompted, _scoring, checkpoints, grids
 from ._misfits import at_least, known, made, positive
 from ._options import Guide, Sample
+from ._prompted import Opened
 from .adjoints import AdjointDEIS
 from .checkpoints import _files as layout
 from .experiments import mesh
@@ -50,23 +51,30 @@ def sampler(options: Sample) -> tuple[Sampler, Given, Variables]:
     solver = made("sampler", options.sampler, SAMPLERS, "", options)
     grid = getattr(grids, known("grid", options.grid, GRIDS))
     path = DIGITS if options.checkpoint is None else checkpoints.fetched(options.checkpoint)
-    network, params, process, prediction = checkpoints.load(path)
-    times = grids.check(process, grid(process, options.steps, t_start=options.t_start, t_end=options.t_end))
-    embedding, null = _embedding(options, params)
-    if embedding is None and options.guidance != 1:
-        raise ValueError("This checkpoint is unconditional: --guidance needs classes.")
-    sampling = Sampler(network, process, prediction, times, solver, guided=options.guidance != 1)
-    shape = (options.batch, *image_size(options, path), params["conv_in"]["kernel"].shape[2])
+    opened = (_prompted.opened if _prompted.takes_text(path) else _opened)(options, path)
+    times = grids.check(opened.process, grid(opened.process, options.steps, t_start=options.t_start, t_end=options.t_end))
+    sampling, shape = opened.sampler(times, solver), (options.batch, *opened.shape)
     key = jax.random.key(options.seed)
     variables = {"x_T": sampling.spread * jax.random.normal(key, shape, jnp.float32)}
     if solver.draws:
         draws = (solver.draws,) if solver.draws > 1 else ()
         variables["noise"] = jax.random.normal(jax.random.fold_in(key, 1), (options.steps, *draws, *shape), jnp.float32)
-    if embedding is not None:
-        variables["embedding"] = jnp.tile(embedding[None], (options.batch, 1))
-    rest = mesh.everywhere(Given(None, jnp.float32(options.guidance), null, None), devices)
+    if opened.embedding is not None:
+        variables["embedding"] = jax.tree.map(lambda each: jnp.repeat(each[None], options.batch, axis=0), opened.embedding)
+    rest = mesh.everywhere(Given(None, jnp.float32(options.guidance), opened.null, None), devices)
     variables = {name: mesh.batched(value, devices, value.ndim - len(shape) if name == "noise" else 0) for name, value in variables.items()}
-    return sampling, rest._replace(params=mesh.weights(params, devices)), variables
+    return sampling, rest._replace(params=mesh.weights(opened.params, devices)), variables
+
+
+def _opened(options: Sample, path: Path) -> Opened:
+    """A network of classes, or an unconditional one."""
+    _prompted.refuse_text(options, path)
+    network, params, process, prediction = checkpoints.load(path)
+    embedding, null = _embedding(options, params)
+    if embedding is None and options.guidance != 1:
+        raise ValueError("This checkpoint is unconditional: --guidance needs classes.")
+    shape = (*image_size(options, path), params["conv_in"]["kernel"].shape[2])
+    return Opened(partial(Sampler, network, process, prediction, guided=options.guidance != 1), process, params, embedding, null, shape)
 
 
 def _embedding(options: Sample, params: Any) -> tuple[Any, Any]:
@@ -113,7 +121,8 @@ def steering(options: Guide) -> tuple[Steering, Given, Variables]:
         raise ValueError("This checkpoint is unconditional and has no embedding to drive: use --drive noise.")
     if "noise" in driven and "noise" not in variables:
         raise ValueError(f"--sampler {options.sampler} injects no noise here: use sde-dpmpp, or ddim with --eta 1, or leave injected out of --drive.")
-    given = given._replace(metric=mesh.everywhere(_scoring.metric(options, variables["x_T"]), mesh.of(variables)))
+    metric = _scoring.metric(options, sampling.like(variables["x_T"]))
+    given = given._replace(metric=mesh.everywhere(metric, mesh.of(variables)))
     steered = Steering(sampling, adjoint, optimiser(options), driven, options.project, options.radius, options.penalty)
     return steered, given, variables
 

@@ -12,13 +12,18 @@ class Sample:
     out: str = "runs/sample"
     """The folder to write; must be absent or empty."""
     checkpoint: str | None = None
-    """A folder in diffusers' layout, or the id org/name of one on the Hugging Face hub; by default the embedded digits."""
+    """A folder in diffusers' layout, or the id org/name of one on the Hugging Face hub: of one network, or of a Stable Diffusion 1, 2 or XL, which
+    is told a --prompt; by default the embedded digits."""
     size: int | None = None
     """Height and width of the images in pixels; by default the checkpoint's sample_size."""
     label: int | None = None
     """The class that is sampled; by default 3 for the embedded digits, none for an unconditional network."""
+    prompt: str | None = None
+    """Of a text-to-image pipeline: the text that is sampled, whose encoding is the embedding."""
+    negative: str | None = None
+    """Of a text-to-image pipeline under guidance: the text that is led away from; by default the pipeline's own, empty or zeros."""
     guidance: float = 1.0
-    """Scale of classifier-free guidance, with the last class as the null one; 1 is none and takes half the work."""
+    """Scale of classifier-free guidance, with the last class or the negative text as the null one; 1 is none and takes half the work."""
     sampler: str = "dpmpp"
     """ddim, deis, dpmpp, exponential or heun; stochastic: sde-dpmpp, ddim with --eta and exponential with --tau."""
     order: int | None = None
@@ -56,7 +61,8 @@ class Guide(Sample):
     resume: bool = False
     """Continue the run in --out where its last save left it; starts it where there is none."""
     metric: str = "classifier"
-    """classifier, image, colour, layout, inpainting, deblurring, or module:function: images [B, H, W, C] in [-1, 1] -> scores [B], to be raised."""
+    """classifier, image, colour, layout, inpainting, deblurring, clip, or module:function: images [B, H, W, C] in [-1, 1] -> scores [B], to be
+    raised."""
     target: int | None = None
     """The class whose log-probability the metric classifier is; by default 8 for the embedded classifier."""
     classifier: str | None = None
@@ -73,6 +79,10 @@ class Guide(Sample):
     """Of the metric deblurring: the standard deviation in pixels of the Gaussian blur under which --target-image was observed."""
     noise_level: float | None = None
     """Of inpainting and deblurring: the standard deviation of the observation's noise, pixels in [-1, 1]; by default 0.1."""
+    clip: str | None = None
+    """Of the metric clip: a folder of transformers' CLIPModel with its tokenizer, or the id org/name of one on the hub."""
+    target_prompt: str | None = None
+    """The text of the metric clip; by default that of --prompt."""
     drive: str = "noise"
     """noise (x_T), injected (a stochastic sampler's draws), embedding, several joined by +, or both for noise+embedding."""
     project: str = "shell"

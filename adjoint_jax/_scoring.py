@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,8 +14,11 @@ import numpy as np
 from . import checkpoints
 from ._misfits import at_least, positive, taken
 from ._options import Guide
+from ._tokens import tokenize
+from .checkpoints import _files as layout
 from .experiments import metrics
-from .models import ConvClassifier
+from .models import CLIP, ConvClassifier
+from .models.clip_vision import MEAN, SPREAD
 
 CLASSIFIER, TARGET = checkpoints.EMBEDDED / "classifier", 8
 """The embedded classifier, and the default class to climb to."""
@@ -25,6 +29,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "layout": ("target_image", "cells"),
     "inpainting": ("target_image", "seen", "noise_level"),
     "deblurring": ("target_image", "blur", "noise_level"),
+    "clip": ("clip", "target_prompt"),
 }
 NOISE_LEVEL, CELLS, BLUR = 0.1, 4, 2.0
 
@@ -97,12 +102,39 @@ def _deblurring(options: Guide, shape: tuple[int, ...]) -> Any:
     return jax.tree_util.Partial(partial(metrics.deblurring, _noise_level(options), blur), _pixels(options.target_image, shape, "deblurring"))
 
 
+def _clip(options: Guide, shape: tuple[int, ...]) -> Any:
+    text = options.prompt if options.target_prompt is None else options.target_prompt
+    if options.clip is None or text is None:
+        missing = "CLIP's networks: give --clip FOLDER" if options.clip is None else "a text to compare with: give --prompt or --target-prompt"
+        raise ValueError(f"--metric clip needs {missing}.")
+    if shape[-1] not in (1, 3):
+        raise ValueError(f"--metric clip sees images of 1 or 3 channels, and these have {shape[-1]}: use another metric.")
+    folder = checkpoints.fetched(options.clip)
+    module, params = checkpoints.load_model(folder)
+    if not isinstance(module, CLIP):
+        raise ValueError(f"{folder} holds a {type(module).__name__} where transformers' CLIPModel was expected.")
+    embedded = module.text.apply({"params": params}, jnp.asarray(tokenize(folder, [text]))).text_embeds[0]
+    seeing = {name: params[name] for name in ("vision_model", "visual_projection")}
+    return jax.tree_util.Partial(partial(metrics.agreement, module.vision), *_normal(folder), seeing, embedded)
+
+
+def _normal(folder: Path) -> list[Any]:
+    """Mean and standard deviation of pixels `[3]` that the folder's images are to have, CLIP's own where it does not say."""
+    file = folder / "preprocessor_config.json"
+    settings = layout.read_json(file) if layout.regular(file) else {}
+    found = [settings.get(name, default) for name, default in (("image_mean", MEAN), ("image_std", SPREAD))]
+    if any(np.shape(each) != (3,) or not all(type(number) in (int, float) for number in each) for each in found) or 0 in found[1]:
+        raise ValueError(f"{file} has an image_mean or image_std that is not three numbers: fetch it again.")
+    return [jnp.asarray(each, jnp.float32) for each in found]
+
+
 def _noise_level(options: Guide) -> float:
     return NOISE_LEVEL if options.noise_level is None else options.noise_level
 
 
 MADE: dict[str, Callable[[Guide, tuple[int, ...]], Any]] = {
     "classifier": _classifier, "image": _image, "colour": _colour, "layout": _layout, "inpainting": _inpainting, "deblurring": _deblurring,
+    "clip": _clip,
 }  # fmt: skip
 
 
@@ -139,6 +171,7 @@ def _imported(name: str) -> Callable:
 
 def describe(options: Guide) -> str:
     """The metric in words."""
+    text = options.prompt if options.target_prompt is None else options.target_prompt
     words = {
         "classifier": f"log-probability of class {target(options)}",
         "image": f"minus the mean squared distance to {options.target_image}",
@@ -146,5 +179,6 @@ def describe(options: Guide) -> str:
         "layout": f"minus the mean squared distance to {options.target_image} in {options.cells or CELLS} x {options.cells or CELLS} cells",
         "inpainting": f"log-likelihood a pixel of what was seen of {options.target_image}",
         "deblurring": f"log-likelihood a pixel of {options.target_image}, blurred",
+        "clip": f"cosine of CLIP's embeddings of the image and of the text {text!r}",
     }
     return words.get(options.metric, options.metric)

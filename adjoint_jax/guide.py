@@ -33,11 +33,13 @@ from .solvers import AbstractLinear
 from .terms import DiffusionTerm
 
 Variables = dict[str, Any]
-"""`x_T` `[B, H, W, C]`; of a random sampler `noise` `[steps, *x]` or `[steps, draws, *x]`; of a conditional network `embedding` `[B, E]`; float32."""
+"""`x_T` `[B, H, W, C]`; of a random sampler `noise` `[steps, *x]` or `[steps, draws, *x]`; of a conditional network `embedding`
+`[B, E]`, or what a text's encoding consists of, each `[B, ...]`; float32."""
 
 
 class Given(NamedTuple):
-    """The arrays that stay as they are: weights, guidance scale, the null class's embedding `[E]`, and the metric as a `jax.tree_util.Partial`."""
+    """The arrays that stay as they are: weights, guidance scale, the embedding of the null class or text, and the metric as a
+    `jax.tree_util.Partial`."""
 
     params: Any
     scale: Any
@@ -64,7 +66,10 @@ class Steered(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampler:
-    """What is sampled and how; `guided` doubles the network's work for classifier-free guidance. Calling it samples, differentiably by `adjoint`."""
+    """What is sampled and how; `guided` doubles the network's work for classifier-free guidance. Calling it samples, differentiably by `adjoint`.
+
+    States are images here; a sampler of latents says by `images` and `like` what images they become, by `_problem` what is solved.
+    """
 
     network: Any
     process: AbstractProcess
@@ -75,13 +80,22 @@ class Sampler:
 
     def __call__(self, given: Given, variables: Variables, adjoint: diffrax.AbstractAdjoint | None = None) -> Any:
         term, args = self._problem(given, variables)
-        return sample(term, variables["x_T"], args, grid=self.grid, solver=self.solver, adjoint=adjoint, noise=variables.get("noise"))
+        x_0 = sample(term, variables["x_T"], args, grid=self.grid, solver=self.solver, adjoint=adjoint, noise=variables.get("noise"))
+        return self.images(given, x_0)
 
     def guess(self, given: Given, variables: Variables) -> Any:
-        """The clean state that the network sees at x_T."""
+        """The images of the clean state that the network sees at x_T."""
         term, args = self._problem(given, variables)
         x = variables["x_T"]
-        return term.x0_and_eps(jnp.asarray(self.grid[0], x.dtype), x, args)[0]
+        return self.images(given, term.x0_and_eps(jnp.asarray(self.grid[0], x.dtype), x, args)[0])
+
+    def images(self, given: Given, states: Any) -> Any:
+        """The images of clean states."""
+        return states
+
+    def like(self, x_T: Any) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the images."""
+        return jax.ShapeDtypeStruct(x_T.shape, x_T.dtype)
 
     def _problem(self, given: Given, variables: Variables) -> tuple[DiffusionTerm, Any]:
         args = {"params": given.params}
@@ -115,7 +129,8 @@ class Steering:
 
     def start(self, variables: Variables) -> Progress:
         """Before the first iterate."""
-        images = jnp.zeros_like(variables["x_T"])
+        like = self.sampler.like(variables["x_T"])
+        images = mesh.batched(jnp.zeros(like.shape, like.dtype), mesh.of(variables))
         state = Steered(variables, self.optimiser.init(self._chosen(variables)), variables, images, images)
         return Progress(mesh.together(state))
 
@@ -157,7 +172,7 @@ class Steering:
         gradient, (images, scores) = jax.grad(objective, has_aux=True)(chosen)
         updates, optimiser = self.optimiser.update(gradient, state.optimiser, chosen)
         stepped: Any = optax.apply_updates(chosen, updates)
-        norms = jax.tree.map(lambda g: jnp.sqrt(jnp.sum(g**2)), gradient)
+        norms = {name: jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(g))) for name, g in gradient.items()}
         variables = self._projected({**state.variables, **stepped}, state.start)
         return Steered(variables, optimiser, state.start, state.before, images), Seen(scores, norms)
 
@@ -213,8 +228,12 @@ def audit(
         exact = mesh.fetched(gradient(given, variables, DiscreteAdjoint()))
         for name, adjoint in adjoints.items():
             found = mesh.fetched(gradient(given, variables, adjoint))
-            rows += [(point, AuditRow(name, leaf, *compare(found[leaf], exact[leaf]))) for leaf in exact]
+            rows += [(point, AuditRow(name, wrt, *compare(_flat(found[wrt]), _flat(exact[wrt])))) for wrt in exact]
     return rows
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint | str) -> tuple[int, int]:

@@ -171,19 +171,36 @@ def text_to_image(
 
     Raises ValueError where guidance and uncond do not come together, for conditions of another batch, and what the parts raise.
     """
+    _vae(modules)
+    term, args = problem(modules, params, x_T, cond, uncond, scheduler=scheduler, steps=steps, guidance=guidance, rescale=rescale, wrap=wrap)
+    grid, solver = scheduler.grid(steps) if grid is None else grid, scheduler.solver(steps) if solver is None else solver
+    latents = sample(term, scheduler.scale(steps) * x_T, args, grid=grid, solver=solver, adjoint=adjoint, key=key, noise=noise)
+    return decode(modules, params, latents, tile=tile)
+
+
+def problem(
+    modules: Modules,
+    params: Params,
+    x_T: Float[Array, "b h w c"],
+    cond: Any,
+    uncond: Any = None,
+    *,
+    scheduler: Any,
+    steps: int,
+    guidance: Any = None,
+    rescale: Any = 0.0,
+    wrap: Any = None,
+) -> tuple[DiffusionTerm, dict[str, Any]]:
+    """The term and the args that `text_to_image` samples, of arguments as there; of `x_T` the shape counts."""
     if (uncond is None) != (guidance is None):
         raise ValueError("Guidance is of two predictions: give both uncond and guidance, or neither.")
     if isinstance(scheduler, Mapping):
         raise ValueError("scheduler is a configuration, of which the process has to be made: give aj.from_scheduler_config(scheduler).")
     name, module = denoiser(modules)
-    _vae(modules)
     if wrap is not None and "lora" not in params:
         raise ValueError("wrap reads params['lora'], which is missing: give the LoRA there, or merge it into the weights.")
     network = linen(module) if wrap is None else wrap(linen(module))
     args = {"params": params[name], **({} if wrap is None else {"lora": params["lora"]}), "cond": _condition(modules, cond, x_T)}
     if uncond is not None:
         network, args["uncond"] = cfg(network, guidance, rescale), _condition(modules, uncond, x_T)
-    term = DiffusionTerm(scheduler.network(network, steps), scheduler.process, scheduler.prediction)
-    grid, solver = scheduler.grid(steps) if grid is None else grid, scheduler.solver(steps) if solver is None else solver
-    latents = sample(term, scheduler.scale(steps) * x_T, args, grid=grid, solver=solver, adjoint=adjoint, key=key, noise=noise)
-    return decode(modules, params, latents, tile=tile)
+    return DiffusionTerm(scheduler.network(network, steps), scheduler.process, scheduler.prediction), args

@@ -33,7 +33,7 @@ class Pipeline(NamedTuple):
     unknown: dict[str, str]
 
 
-def _listed(folder: Path) -> dict[str, str]:
+def classes(folder: Path) -> dict[str, str]:
     """The components of a pipeline and their classes. Entries that are no pair are options, those of nulls components left out."""
     source, config = folder / _files.PIPELINE, _files.read_json(folder / _files.PIPELINE)
     listed = {}
@@ -54,7 +54,7 @@ def _listed(folder: Path) -> dict[str, str]:
 
 def parts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     """The classes of the networks that are read, and of the components that are not known."""
-    listed, read, unknown = _listed(folder), {}, {}
+    listed, read, unknown = classes(folder), {}, {}
     for name, hint in listed.items():
         if name in NETWORKS:
             kind = _models.class_name(_loading.configuration(folder / _files.place(folder, name), hint))
@@ -75,7 +75,7 @@ def places(folder: Path) -> list[str]:
 def scheduler(folder: Path) -> dict[str, Any] | None:
     """The contents of `scheduler_config.json`, which has to be there where `model_index.json` names a scheduler: another would sample otherwise."""
     file = _files.scheduler_folder(folder) / _files.SCHEDULER
-    return _files.read_json(file) if "scheduler" in _listed(folder) or _files.regular(file) else None
+    return _files.read_json(file) if "scheduler" in classes(folder) or _files.regular(file) else None
 
 
 def load_pipeline(

@@ -8,8 +8,8 @@ inpainting    log N(y; x, s^2) at the pixels that were seen, a pixel, without it
 deblurring    log N(y; K x, s^2), K a Gaussian blur, likewise                                (6)
 style         -sum_l mean (G_l(x) - G_l(y))^2,   G_l = F_l F_l^T / (h w)  of features F_l `[c, h w]`    (7)
 likeness      correlation of K x and K y over all pixels, whatever their brightness and contrast          (8)
-clip          cosine of the embeddings of the image and of a text: `pipelines` has the networks
-margin        max_{k != y} z_k(x) - z_y(x)  of logits z: above 0 where x of class y is misread             (8)
+margin        max_{k != y} z_k(x) - z_y(x)  of logits z: above 0 where x of class y is misread             (9)
+clip          cos(E(P x), e),  e the embedding of a text, E CLIP's image tower, P its preparation of images    (10)
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ def log_probability(apply: Callable, target: int, params: Any, images: Any) -> A
 
 
 def margin(logits: Callable, labels: Any, images: Any) -> Any:
-    """(8), `labels` `[B]`. Linear in the logits, so that it has a gradient where probabilities are 0 and 1. Carlini & Wagner (S&P 2017), f_6."""
+    """(9), `labels` `[B]`. Linear in the logits, so that it has a gradient where probabilities are 0 and 1. Carlini & Wagner (S&P 2017), f_6."""
     z = logits(images)
     own = jax.nn.one_hot(labels, z.shape[1], dtype=bool)
     return jnp.max(jnp.where(own, -jnp.inf, z), axis=1) - jnp.sum(jnp.where(own, z, 0), axis=1)
@@ -75,6 +75,25 @@ def blurred(images: Any, width: float) -> Any:
         size = images.shape[axis]
         images = sum(weights[k] * jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k in range(2 * reach + 1))
     return images
+
+
+def agreement(tower: Any, mean: Any, spread: Any, params: Any, text: Any, images: Any) -> Any:
+    """(10): `tower` is a `CLIPVision` with projection, `text` `[D]`. Hessel et al., CLIPScore (EMNLP 2021), without their factor."""
+    found = tower.apply({"params": params}, prepared(images, tower.image_size, mean, spread)).image_embeds
+    return found @ text / (jnp.linalg.norm(found, axis=-1) * jnp.linalg.norm(text))
+
+
+def prepared(images: Any, size: int, mean: Any, spread: Any) -> Any:
+    """P in (10): one channel repeated to three, the shorter side resized to `size` pixels by bicubic splines, the middle cut out, scaled by the
+    mean and standard deviation `[3]` of data in [0, 1]. CLIP's own preparation, but for its rounding and clipping of what is resized."""
+    if images.shape[-1] == 1:
+        images = jnp.repeat(images, 3, axis=-1)
+    short = min(images.shape[1:3])
+    height, width = (size * side // short for side in images.shape[1:3])
+    resized = jax.image.resize(images, (len(images), height, width, images.shape[-1]), "bicubic")
+    top, left = (height - size) // 2, (width - size) // 2
+    mean, spread = (jnp.asarray(each, images.dtype) for each in (mean, spread))
+    return ((resized[:, top : top + size, left : left + size] + 1) / 2 - mean) / spread
 
 
 def gram(features: Any) -> Any:

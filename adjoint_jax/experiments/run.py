@@ -78,7 +78,7 @@ class Run:
     def save(self, progress: Progress, views: Mapping[str, bytes] | None = None) -> None:
         """Writes the state, then what shows it."""
         history, config = "".join(json.dumps(row) + "\n" for row in progress.history), json.dumps(dict(self.config))
-        leaves, files = dict(_named(progress.state)), {CONFIG: to_json(self.config), HISTORY: history.encode(), **(views or {})}
+        leaves, files = dict(_named({"state": progress.state})), {CONFIG: to_json(self.config), HISTORY: history.encode(), **(views or {})}
         if self.checkpointer == "orbax":
             record = {"seconds": json.dumps(list(progress.seconds)), "history": history, "config": config}
             _orbax.save(self.out, len(progress.history), {name: _bare(leaf) for name, leaf in leaves.items()}, record)
@@ -100,7 +100,7 @@ class Run:
             record, load = _orbax.read(self.out) if orbax else _archived(path)
             self._check(json.loads(record["config"]))
             history, seconds = [json.loads(row) for row in record["history"].splitlines()], json.loads(record["seconds"])
-            named = dict(_named(start))
+            named = dict(_named({"state": start}))
             found = load({name: _bare(leaf) for name, leaf in named.items()})
             leaves = [_dressed(bare, leaf) for bare, leaf in zip(found, named.values(), strict=True)]
         except Other:
@@ -181,9 +181,9 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _named(state: Any) -> list[tuple[str, Any]]:
-    """The leaves of a state with their names in the archive."""
-    return [("state/" + jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their names in an archive."""
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 class Other(ValueError):
@@ -231,7 +231,7 @@ def write(out: Path, files: Mapping[str, bytes]) -> None:
 
 
 def npz(arrays: Mapping[str, Any]) -> bytes:
-    """An uncompressed archive of arrays, in the order of their names; those of types that numpy does not have (bfloat16) as float32."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{name: _stored(arrays[name]) for name in sorted(arrays)})
+    """An uncompressed archive of arrays, or trees of them, in the order of their names; those of types that numpy does not have (bfloat16) as float32."""
+    buffer, named = io.BytesIO(), dict(_named(arrays))
+    np.savez(buffer, allow_pickle=False, **{name: _stored(named[name]) for name in sorted(named)})
     return buffer.getvalue()

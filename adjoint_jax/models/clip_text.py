@@ -1,6 +1,6 @@
 """The text encoder of CLIP, transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`, in Flax linen.
 
-One self-contained file. Names of submodules follow the original's files, with `layers.N` written `layers_N`.
+Names of submodules follow the original's files, with `layers.N` written `layers_N`.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """The image encoder of CLIP, transformers' `CLIPVisionModel` and `CLIPVisionModelWithProjection`, and both towers, `CLIPModel`, in Flax linen.
 
-Names of submodules follow the original's files, with `layers.N` written `layers_N`.
+Its layers are those of `clip_text`. Names of submodules follow the original's files, with `layers.N` written `layers_N`.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .clip_text import ACTIVATIONS, CLIPText, Encoder, normed
+
+MEAN, SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of the data that OpenAI trained on, pixels in [0, 1]: mean and standard deviation of each channel."""
 
 
 class CLIPVisionOutput(NamedTuple):
