@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import checkpoints, pipelines
 from ._options import Sample
@@ -82,7 +83,7 @@ def opened(options: Sample, path: Path) -> Opened:
     unet, vae = modules["unet"], modules["vae"]
     if unet.in_channels != unet.out_channels:
         raise ValueError(f"The unet of {path} maps {unet.in_channels} channels to {unet.out_channels}: an image besides the text is not given here.")
-    height, width = _size(options, unet.sample_size, vae.factor)
+    height, width = _size(options, path, vae.factor)
     scheduler = from_scheduler_config(pipeline.scheduler, published=False)
     kept = ("unet", "vae")
     modules, params = ({name: each[name] for name in kept} for each in (modules, params))
@@ -108,11 +109,11 @@ def _encoded(options: Sample, pipeline: Any, modules: Mapping[str, Any], params:
     return embedding, jax.tree.map(jnp.zeros_like, null) if zeros else null
 
 
-def _size(options: Sample, sample_size: Any, factor: int) -> tuple[int, int]:
+def _size(options: Sample, path: Path, factor: int) -> list[int]:
     """Of the latents; the option is that of the images."""
-    if options.size is None and sample_size is None:
-        raise ValueError(f"{options.checkpoint} does not say how large its images are: give --size in pixels.")
     if options.size is not None and options.size % factor:
         raise ValueError(f"--size must be a multiple of {factor}, the pixels of a latent; got {options.size}.")
-    height, width = (options.size // factor,) * 2 if options.size else (sample_size,) * 2 if isinstance(sample_size, int) else sample_size
-    return height, width
+    size = options.size // factor if options.size else layout.read_json(layout.folders(path)[0] / layout.CONFIG).get("sample_size")
+    if size is None:
+        raise ValueError(f"{path} does not say how large its images are: give --size in pixels.")
+    return np.broadcast_to(size, 2).tolist()

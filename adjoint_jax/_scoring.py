@@ -113,9 +113,9 @@ def _clip(options: Guide, shape: tuple[int, ...]) -> Any:
     module, params = checkpoints.load_model(folder)
     if not isinstance(module, CLIP):
         raise ValueError(f"{folder} holds a {type(module).__name__} where transformers' CLIPModel was expected.")
-    embedded = module.text.apply({"params": params}, jnp.asarray(tokenize(folder, [text]))).text_embeds[0]
+    encoded: Any = module.text.apply({"params": params}, jnp.asarray(tokenize(folder, [text])))
     seeing = {name: params[name] for name in ("vision_model", "visual_projection")}
-    return jax.tree_util.Partial(partial(metrics.agreement, module.vision), *_normal(folder), seeing, embedded)
+    return jax.tree_util.Partial(partial(metrics.agreement, module.vision), *_normal(folder), seeing, encoded.text_embeds[0])
 
 
 def _normal(folder: Path) -> list[Any]:

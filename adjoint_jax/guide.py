@@ -38,8 +38,7 @@ Variables = dict[str, Any]
 
 
 class Given(NamedTuple):
-    """The arrays that stay as they are: weights, guidance scale, the embedding of the null class or text, and the metric as a
-    `jax.tree_util.Partial`."""
+    """The arrays that stay as they are: weights, guidance scale, embedding of the null class or text, metric as a `jax.tree_util.Partial`."""
 
     params: Any
     scale: Any
@@ -68,8 +67,7 @@ class Steered(NamedTuple):
 class Sampler:
     """What is sampled and how; `guided` doubles the network's work for classifier-free guidance. Calling it samples, differentiably by `adjoint`.
 
-    States are images here; a sampler of latents says by `images` and `like` what images they become, by `_problem` what is solved.
-    """
+    States are images; a sampler of latents says by `images` and `like` what images they become, and by `_problem` what is solved."""
 
     network: Any
     process: AbstractProcess

@@ -95,8 +95,9 @@ def test_remat_changes_no_number():
 def whole():
     """transformers' CLIP with towers of different widths."""
     transformers = parity.original("transformers")
-    vision = {**CASES["laion"][1], "hidden_size": 12, "projection_dim": 3}  # the towers' own projection_dim does not count
-    return parity.randomise(transformers.CLIPModel(transformers.CLIPConfig(text_config={**TEXT, "eos_token_id": 19}, vision_config=vision, projection_dim=5)))
+    towers = {"text_config": {**TEXT, "eos_token_id": 19}}
+    towers["vision_config"] = {**CASES["laion"][1], "hidden_size": 12, "projection_dim": 3}  # which does not count
+    return parity.randomise(transformers.CLIPModel(transformers.CLIPConfig(**towers, projection_dim=5)))
 
 
 def test_a_whole_clip_goes_both_ways(tmp_path):
@@ -155,7 +156,7 @@ def test_reads_old_files_and_the_half_that_sees():
     np.testing.assert_array_equal(read["visual_projection"]["kernel"].T, dict(named)["visual_projection.weight"])
 
 
-# openai/clip-vit-large-patch14, and what differs in clip-vit-base-patch32 (the defaults) and laion's CLIP-ViT-H-14.
+# What differs from the defaults, which are the base's.
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14}
 TEXT_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 COUNTS = {

@@ -26,7 +26,7 @@ class Family(NamedTuple):
         adapt: the module as `network(x, t, args)`, where `aj.linen` would not do.
         process: for a module and the contents of `scheduler_config.json` ({} without that file), the process and the prediction,
             where diffusers' schedulers do not tell them.
-        parts: fields that are networks of other families; the configuration of each is the entry `FIELD_config`.
+        parts: fields that are networks, and their families; the configuration of each is the entry `FIELD_config`.
     """
 
     module: type[nn.Module]
@@ -41,4 +41,4 @@ class Family(NamedTuple):
     tensors_of: Callable[[Any], Callable[[Named], Named]] | None = None
     adapt: Callable[[Any], Any] | None = None
     process: Callable[[Any, dict[str, Any]], tuple[Any, str]] | None = None
-    parts: "Mapping[str, Family]" = {}
+    parts: Mapping[str, Any] = {}
