@@ -178,9 +178,9 @@ def _differences(value: Callable, chosen: Any, arrays: Any) -> tuple[dict, dict]
     return directions, derivatives
 
 
-def compare(found: ArrayLike, exact: ArrayLike) -> tuple[float, float, float]:
-    """(relative error, cosine, ratio of norms) of two arrays, in float64. NaN where the exact one is zero."""
-    g, e = (np.asarray(value, np.float64).ravel() for value in (found, exact))
+def compare(found: Any, exact: Any) -> tuple[float, float, float]:
+    """(relative error, cosine, ratio of norms) of two arrays, or trees of them, in float64. NaN where the exact one is zero."""
+    g, e = (np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(value)]) for value in (found, exact))
     size, length = np.linalg.norm(e), np.linalg.norm(g)
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.linalg.norm(g - e) / size), float(g @ e / (size * length)), float(length / size)

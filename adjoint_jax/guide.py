@@ -33,8 +33,8 @@ from .solvers import AbstractLinear
 from .terms import DiffusionTerm
 
 Variables = dict[str, Any]
-"""`x_T` `[B, H, W, C]`; of a random sampler `noise` `[steps, *x]` or `[steps, draws, *x]`; of a conditional network `embedding`
-`[B, E]`, or what a text's encoding consists of, each `[B, ...]`; float32."""
+"""`x_T` `[B, H, W, C]`; of a random sampler `noise` `[steps, *x]` or `[steps, draws, *x]`; of a conditional network `embedding` `[B, E]`,
+of a text a dict of such; float32."""
 
 
 class Given(NamedTuple):
@@ -66,7 +66,6 @@ class Steered(NamedTuple):
 @dataclass(frozen=True)
 class Sampler:
     """What is sampled and how; `guided` doubles the network's work for classifier-free guidance. Calling it samples, differentiably by `adjoint`.
-
     States are images; a sampler of latents says by `images` and `like` what images they become, and by `_problem` what is solved."""
 
     network: Any
@@ -78,13 +77,12 @@ class Sampler:
 
     def __call__(self, given: Given, variables: Variables, adjoint: diffrax.AbstractAdjoint | None = None) -> Any:
         term, args = self._problem(given, variables)
-        x_0 = sample(term, variables["x_T"], args, grid=self.grid, solver=self.solver, adjoint=adjoint, noise=variables.get("noise"))
-        return self.images(given, x_0)
+        how = {"grid": self.grid, "solver": self.solver, "adjoint": adjoint, "noise": variables.get("noise")}
+        return self.images(given, sample(term, variables["x_T"], args, **how))
 
     def guess(self, given: Given, variables: Variables) -> Any:
         """The images of the clean state that the network sees at x_T."""
-        term, args = self._problem(given, variables)
-        x = variables["x_T"]
+        (term, args), x = self._problem(given, variables), variables["x_T"]
         return self.images(given, term.x0_and_eps(jnp.asarray(self.grid[0], x.dtype), x, args)[0])
 
     def images(self, given: Given, states: Any) -> Any:
@@ -96,11 +94,8 @@ class Sampler:
         return jax.ShapeDtypeStruct(x_T.shape, x_T.dtype)
 
     def _problem(self, given: Given, variables: Variables) -> tuple[DiffusionTerm, Any]:
-        args = {"params": given.params}
-        if "embedding" in variables:
-            args |= {"cond": variables["embedding"]}
-        if self.guided:
-            args |= {"uncond": given.null}
+        told = {"cond": variables.get("embedding"), "uncond": given.null if self.guided else None}
+        args = {"params": given.params, **{name: value for name, value in told.items() if value is not None}}
         network = cfg(self.network, given.scale) if self.guided else self.network
         return DiffusionTerm(network, self.process, self.prediction), args
 
@@ -127,8 +122,7 @@ class Steering:
 
     def start(self, variables: Variables) -> Progress:
         """Before the first iterate."""
-        like = self.sampler.like(variables["x_T"])
-        images = mesh.batched(jnp.zeros(like.shape, like.dtype), mesh.of(variables))
+        images = mesh.batched(jnp.zeros_like(self.sampler.like(variables["x_T"])), mesh.of(variables))
         state = Steered(variables, self.optimiser.init(self._chosen(variables)), variables, images, images)
         return Progress(mesh.together(state))
 
@@ -226,12 +220,8 @@ def audit(
         exact = mesh.fetched(gradient(given, variables, DiscreteAdjoint()))
         for name, adjoint in adjoints.items():
             found = mesh.fetched(gradient(given, variables, adjoint))
-            rows += [(point, AuditRow(name, wrt, *compare(_flat(found[wrt]), _flat(exact[wrt])))) for wrt in exact]
+            rows += [(point, AuditRow(name, wrt, *compare(found[wrt], exact[wrt]))) for wrt in exact]
     return rows
-
-
-def _flat(tree: Any) -> np.ndarray:
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint | str) -> tuple[int, int]:

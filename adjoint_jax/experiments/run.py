@@ -231,7 +231,7 @@ def write(out: Path, files: Mapping[str, bytes]) -> None:
 
 
 def npz(arrays: Mapping[str, Any]) -> bytes:
-    """An uncompressed archive of arrays, or trees of them, in the order of their names; those of types that numpy does not have (bfloat16) as float32."""
+    """An uncompressed archive of trees of arrays, in the order of their names; types that numpy does not have (bfloat16) become float32."""
     buffer, named = io.BytesIO(), dict(_named(arrays))
     np.savez(buffer, allow_pickle=False, **{name: _stored(named[name]) for name in sorted(named)})
     return buffer.getvalue()
