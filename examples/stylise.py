@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tuning import EFFECTS, applied, audited_against_exact, in_turn, noises, readers
+from tuning import EFFECTS, applied, audited_against_exact, in_turn, noises, readers, thickness
 
 from adjoint_jax import _build, checkpoints
 from adjoint_jax._misfits import at_least, known, positive
@@ -232,11 +232,13 @@ def main(options: Options) -> None:
     ends = {"first": start, "last": finished[options.engines[0]]}
     audited = audited_against_exact(of, ends, options.engines, "LoRA" if options.rank else "weights")
     labels = None if arrays.labels is None else np.asarray(held["embedding"])
+    wanted = styled(options, tuning, arrays)
     results = summary(options, outcome, progress.history, counts, labels, read, audited)
+    results["thickness"] = {**{name: thickness(each.images).tolist() for name, each in outcome.items()}, "the style": thickness(wanted).tolist()}
     run.write({
         "final.npz": npz({f"images/{name}": each.images for name, each in outcome.items()}),
         "samples.png": pictures.table_of_images({name: each.images[:SHOWN] for name, each in outcome.items()}),
-        "style.png": pictures.sheet(styled(options, tuning, arrays)[:SHOWN], SHOWN),
+        "style.png": pictures.sheet(wanted[:SHOWN], SHOWN),
         "held.png": pictures.curves(lines(options, results), "work: network evaluations, a backward one counted twice", "objective, held-out noise"),
         "results.json": layout.to_json(results),
     })  # fmt: skip
@@ -308,10 +310,11 @@ def document(
     """The report."""
     tunings = results["tunings"]
     readers = list(read) if labels is not None else []
-    rows = [
-        (name, mean(each.style.tolist()), mean(each.content.tolist()), *(rate(tunings[name]["read"][who], options.held) for who in readers))
-        for name, each in outcome.items()
-    ]
+    thick = {name: f"{np.mean(each):.2f}" for name, each in results["thickness"].items()}
+    rows = []
+    for name, each in outcome.items():
+        right = [rate(tunings[name]["read"][who], options.held) for who in readers]
+        rows.append((name, mean(each.style.tolist()), thick[name], mean(each.content.tolist()), *right))
     seconds = {name: usual(progress, name) for name in options.engines}
     race = []
     for name in options.engines:
@@ -329,8 +332,9 @@ def document(
         + report.picture("style.png", "What the style is taken from"),
         report.section(
             f"On {options.held} held-out noises",
-            report.table(("tuning", "distance from the style", "1 - likeness", *(f"read rightly by {who}" for who in readers)), rows),
-            "Means with 95 % intervals. The style is 0 for the same Gram matrices, and 1 a layer where the features vanish.",
+            report.table(("tuning", "distance from the style", "thickness in pixels", "1 - likeness", *(f"read by {who}" for who in readers)), rows),
+            "Means, with 95 % intervals; last, the share read as its class. The distance is 0 for the same Gram matrices, and 1 a layer "
+            f"where the features vanish. The style's images are {thick['the style']} pixels thick.",
         ),
         report.section(
             "Engines, with the same work",
