@@ -39,6 +39,29 @@ def nets(tmp_path_factory):
     return {"checkpoint": network, "classifier": classifier, "flow_vit": str(folder / "flow_vit.npz")}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _toy():
+    """The network of a checkpoint reduced to its first and last convolution, since tracing a whole one is most of a small run's time."""
+    real = _build.sampler
+
+    def sampler(options):
+        found, given, variables = real(options)
+        return replace(found, network=two_layers), given, variables
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_build, "sampler", sampler)
+        yield
+
+
+def two_layers(x, t, args):
+    params = args["params"]
+    convolve = lambda x, name: jax.lax.conv_general_dilated(  # noqa: E731
+        x, params[name]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    shift = params["class_embedding"]["embedding"][args["cond"]][:, None, None, :8]
+    return convolve(jnp.tanh(convolve(x, "conv_in") + shift), "conv_out")
+
+
 def flow_vit(rng, width=8, rows=11):
     """Random weights of the transformer of `own_network`."""
     outer = {"pos_embed": (16, width), "patch_embed.weight": (width, 49), "patch_embed.bias": (width,), "y_encoder.weight": (rows, 2 * width)}
