@@ -24,7 +24,7 @@ class Item(NamedTuple):
     def words(self) -> str:
         """What was done, without the steps."""
         name = NAMES[self.method]
-        return {TRIP: name, EDIT: name, FRESH: "new noise, the image unused", DRIVEN: f"{name}, then by gradient (3)"}[self.kind]
+        return {TRIP: name, EDIT: name, FRESH: "new noise", DRIVEN: f"{name} and gradient"}[self.kind]
 
 
 class Outcome(NamedTuple):
@@ -85,7 +85,7 @@ def views(found: Outcome, images: np.ndarray, made: np.ndarray) -> dict[str, byt
         if item.steps == fewest:
             back[f"{item.words}, {item.steps} steps"] = made[index[item]][shown]
     for item, _ in found.edits():
-        edited[f"{item.words.split(', the')[0]}, w = {item.guidance:g}"] = made[index[item]][shown]
+        edited[f"{item.words}, w = {item.guidance:g}"] = made[index[item]][shown]
     titles = [f"{found.own[i]}" for i in shown], [f"{found.own[i]} to {found.new[i]}" for i in shown]
     methods = dict.fromkeys(item.method for item, _ in found.of(TRIP))
     steps = sorted({item.steps for item, _ in found.of(TRIP)})
@@ -101,13 +101,12 @@ def document(found: Outcome, note: str, options: Any, work: Mapping[str, int], a
     """The report."""
     steps, count = max(item.steps for item, _ in found.of(TRIP)), len(found.new)
     ends = ", ".join(f"{NAMES[method]} to {found.trip(method, steps)[1]:.1e}" for method in options.methods)
-    best, row = max(found.of(EDIT), key=lambda pair: found.hits(pair[1], found.readers[0]) - float(np.mean(pair[1]["distance"])))
-    fresh = next(row for item, row in found.of(FRESH) if item.guidance == best.guidance)
+    scale, reader = options.guidance[0], found.readers[0]
+    edits = [(item, row) for item, row in found.edits() if item.guidance == (1 if item.kind == DRIVEN else scale)]
+    told = "; ".join(f"{item.words} {rate(found.hits(row, reader), count)} at {np.mean(row['distance']):.3f}" for item, row in edits)
     lead = (
-        f"In float32 and {steps} steps, images come back from their noise with a root mean square error of: {ends} (pixels in [-1, 1]). "
-        f"Under another label, at guidance {best.guidance:g}, {best.words} gives images of which the {found.readers[0]} classifier reads "
-        f"{rate(found.hits(row, found.readers[0]), count)} as the new class, at a mean distance of {np.mean(row['distance']):.3f} from their "
-        f"originals; a sample of that class from new noise is {np.mean(fresh['distance']):.3f} away."
+        f"In float32 and {steps} steps, images come back from their noise with a root mean square error of: {ends} (pixels in [-1, 1]). Under "
+        f"another label, at guidance {scale:g}, the {reader} classifier reads as the new class, at a mean distance from the originals: {told}."
     )
     cost = {f"network evaluations of a step, {NAMES[name]}, each way": str(each) for name, each in work.items()}
     parts = [
@@ -126,8 +125,8 @@ TRIPS = (
 )
 EDITS = (
     "The distance is the root mean square over an image's pixels, in [-1, 1], averaged over the images. An edit succeeds where it is read as the "
-    "new class; that it is one of this image shows in a distance below that of new noise, and in the pictures. The first reader is the one that (3) "
-    "climbs, so that row is judged by the other."
+    "new class; that it is one of this image shows in a distance below that of new noise, and in the pictures. The gradient climbs the first reader, "
+    "so that its row is judged by the other."
 )
 
 

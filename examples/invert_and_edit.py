@@ -2,16 +2,16 @@
 
     c = encode(x; y),    x' = decode(c; y),     the round trip, error |x' - x|                                       (1)
     e = decode(c; y', w),    y' != y,           a class edit, with guidance w                                        (2)
-    max over |n - n*| <= R s of  min(z_{y'}(e(n)) - max_{k != y'} z_k(e(n)), kappa),    n* = c of DDIM              (3)
+    max over |n - n*| <= R s of  min(z_{y'}(e(n)) - max_{k != y'} z_k(e(n)), kappa),    n* = c of cycle             (3)
 
 ddim    inversion by DDIM's own step, asked for the noise at the wrong end of each step: an error of order 1
 bdia    BDIA with gamma = 1: the state and its neighbour are stored, inverse to rounding
 rex     Rex on the midpoint rule: two chains, inverse to rounding
 cycle   CycleDiffusion: the noises with which DDPM's ancestral sampling makes the image, inverse to rounding
 
-Encoding is without guidance, under the image's own label y. (3) drives the noise of an edit by the exact gradient through the sampler, in a ball
-about what DDIM found. Beside the edits stands a sample of y' from new noise, which keeps nothing of the image: an edit is one that is read as y'
-and is nearer to its original than that.
+Encoding is without guidance, under the image's own label y. (3) drives an edit's noise x_T and the noise of each step, each in an l_2 ball
+about what was encoded, by the exact gradient through the sampler. Beside the edits stands a sample of y' from new noise, which keeps nothing
+of the image: an edit is one that is read as y' and is nearer to its original than that.
 
 Sources: Song, Meng & Ermon, DDIM (ICLR 2021); Zhang, Lewis & Kleijn, BDIA (2023); Blasingame & Liu, Rex (2025); Wu & De la Torre,
 CycleDiffusion (ICCV 2023).
@@ -19,7 +19,7 @@ CycleDiffusion (ICCV 2023).
     python examples/invert_and_edit.py --config configs/invert_and_edit.toml --out runs/invert_and_edit
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +72,7 @@ class Options(Experiment):
     guidance: tuple[float, ...] = (1.0, 2.0)
     """w of (2)."""
     radius: float = 4.0
-    """R of (3), an image, in standard deviations of the noise."""
+    """R of (3), an image and a step, in standard deviations of the noise."""
     kappa: float = 3.0
     """The margin at which (3) is content."""
     iterations: int = 10
@@ -115,9 +115,9 @@ def chosen(options: Options, drawn: Labelled, judge: Judge) -> tuple[Any, np.nda
     path = Path(options.images)
     if path.is_file() and (drawn.shape, drawn.classes) == ((28, 28, 1), 10):
         with np.load(path) as file:
-            pixels, labels = file["x_test"], file["y_test"].astype(int)
-        images = pixels[: 40 * options.per_class * drawn.classes, :, :, None].astype(np.float32) / 127.5 - 1
-        origin = f"The images are the first of the test set {path.name} that the {judge.name} classifier reads right."
+            picked = np.random.default_rng(options.seed).permutation(len(file["y_test"]))[: 40 * options.per_class * drawn.classes]
+            images, labels = file["x_test"][picked, :, :, None].astype(np.float32) / 127.5 - 1, file["y_test"][picked].astype(int)
+        origin = f"The images are drawn from the test set of {path.name}, among those that the {judge.name} classifier reads right."
     else:
         sampler, given = drawn.sampler(aj.DPMSolverPP(2), options.edit_steps, 1.0)
         labels = np.tile(np.arange(drawn.classes), 4 * options.per_class)
@@ -126,8 +126,8 @@ def chosen(options: Options, drawn: Labelled, judge: Judge) -> tuple[Any, np.nda
         origin = (
             f"The images are the sampler's own, those that the {judge.name} classifier reads as asked for: there are none to edit in {path.name}."
         )
-    right = judge.read(images) == labels[: len(images)]
-    found = [np.flatnonzero(right & (labels[: len(images)] == label))[: options.per_class] for label in range(drawn.classes)]
+    right = judge.read(images) == labels
+    found = [np.flatnonzero(right & (labels == label))[: options.per_class] for label in range(drawn.classes)]
     if short := [str(label) for label, rows in enumerate(found) if len(rows) < options.per_class]:
         raise ValueError(f"Of the classes {', '.join(short)} fewer than {options.per_class} images are read right: give a lower --per-class.")
     rows = np.stack(found, axis=1).ravel()
@@ -139,7 +139,7 @@ def solver_of(method: str) -> Any:
 
 
 def encode(method: str, term: aj.DiffusionTerm, x: Any, args: Any, grid: Any, key: Any) -> Any:
-    """c of (1): noise, a pair, or noise and the noises of the steps."""
+    """c of (1): noise, a pair, or noise and the noises of the steps, of which `key` draws the path."""
     if method == "cycle":
         return encode_noise(term, x, args, grid=grid, solver=solver_of(method), key=key)
     return aj.invert(term, x, args, grid=grid, solver=solver_of(method))
@@ -158,7 +158,7 @@ def plan(options: Options) -> list[Item]:
     trips = [Item(TRIP, method, steps, 1.0) for method in options.methods for steps in options.steps]
     edits = [Item(EDIT, method, options.edit_steps, scale) for method in options.methods for scale in options.guidance]
     fresh = [Item(FRESH, "ddim", options.edit_steps, scale) for scale in options.guidance]
-    return [*trips, *edits, *fresh, *([Item(DRIVEN, "ddim", options.edit_steps, 1.0)] if options.iterations else [])]
+    return [*trips, *edits, *fresh, *([Item(DRIVEN, "cycle", options.edit_steps, 1.0)] if options.iterations else [])]
 
 
 def confidence(kappa: float, logits: Any, labels: Any, images: Any) -> Any:
@@ -170,7 +170,7 @@ class Editing:
     """What the run does: `step` is an item. Its state holds each item's images, `[items, B, H, W, C]`."""
 
     def __init__(self, options: Options, setup: Problem, items: Sequence[Item]):
-        self.options, self.setup, self.items = options, setup, items
+        self.options, self.setup, self.items, self.programs = options, setup, items, {}
 
     def step(self, state: Any, k: int) -> tuple[Any, dict[str, Any]]:
         item = self.items[k]
@@ -184,39 +184,47 @@ class Editing:
         }
         return state.at[k].set(images), row
 
+    def program(self, way: Callable, method: str, steps: int, guided: bool) -> Callable[..., Any]:
+        """`encode` or `decode`, jitted: of (params, scale, x, embedding, null, key) and (params, scale, code, embedding, null)."""
+        drawn, which = self.setup.drawn, (way, method, steps, guided)
+        grid = aj.grids.log_snr(drawn.process, steps)
+
+        def run(params: Any, scale: Any, x: Any, embedding: Any, null: Any, *key: Any) -> Any:
+            network = aj.cfg(drawn.network, scale) if guided else drawn.network
+            args = {"params": params, "cond": embedding, **({"uncond": null} if guided else {})}
+            return way(method, aj.DiffusionTerm(network, drawn.process, drawn.prediction), x, args, grid, *key)
+
+        return self.programs.setdefault(which, jax.jit(run))
+
+    def code(self, method: str, steps: int) -> Any:
+        """c of (1)."""
+        drawn, key = self.setup.drawn, jax.random.key(self.options.seed)
+        own = drawn.table[self.setup.own]
+        return self.program(encode, method, steps, False)(drawn.params, jnp.float32(1), self.setup.images, own, drawn.table[-1], key)
+
     def made(self, item: Item) -> Any:
         """(1), (2), or a sample from new noise."""
-        drawn, key = self.setup.drawn, jax.random.key(self.options.seed)
-        grid = aj.grids.log_snr(drawn.process, item.steps)
-
-        def run(params: Any, scale: Any, images: Any, table: Any, own: Any, new: Any) -> Any:
-            plain = aj.DiffusionTerm(drawn.network, drawn.process, drawn.prediction)
-            guided = aj.DiffusionTerm(aj.cfg(drawn.network, scale), drawn.process, drawn.prediction) if item.guidance != 1 else plain
-            args = {"params": params, "cond": table[new], **({} if guided is plain else {"uncond": table[-1]})}
-            if item.kind == FRESH:
-                code = drawn.process.sigma(grid[0]) * jax.random.normal(jax.random.fold_in(key, 1), images.shape)
-            else:
-                code = encode(item.method, plain, images, {"params": params, "cond": table[own]}, grid, key)
-            return decode(item.method, guided, code, args, grid)
-
-        own, new = (jnp.asarray(labels) for labels in (self.setup.own, self.setup.own if item.kind == TRIP else self.setup.new))
-        return jax.jit(run)(drawn.params, jnp.float32(item.guidance), self.setup.images, drawn.table, own, new)
+        drawn, images = self.setup.drawn, self.setup.images
+        if item.kind == FRESH:
+            key = jax.random.fold_in(jax.random.key(self.options.seed), 1)
+            spread = float(drawn.process.sigma(aj.grids.log_snr(drawn.process, item.steps)[0]))
+            code = spread * jax.random.normal(key, images.shape, images.dtype)
+        else:
+            code = self.code(item.method, item.steps)
+        asked = drawn.table[self.setup.own if item.kind == TRIP else self.setup.new]
+        run = self.program(decode, item.method, item.steps, item.guidance != 1)
+        return run(drawn.params, jnp.float32(item.guidance), code, asked, drawn.table[-1])
 
     def steering(self, item: Item) -> tuple[Steering, Given, dict[str, Any]]:
         """(3): the problem, and where it starts."""
         setup, options, drawn = self.setup, self.options, self.setup.drawn
-        sampler, given = drawn.sampler(aj.DDIM(), item.steps, item.guidance)
+        sampler, given = drawn.sampler(solver_of(item.method), item.steps, item.guidance)
         judge = next(iter(setup.judges.values()))
         logits = jax.tree_util.Partial(judge.logits, judge.params)
         metric = jax.tree_util.Partial(confidence, options.kappa, logits, jnp.asarray(setup.new))
-
-        def inverse(params: Any, images: Any, own: Any) -> Any:
-            term = aj.DiffusionTerm(drawn.network, drawn.process, drawn.prediction)
-            return encode("ddim", term, images, {"params": params, "cond": own}, sampler.grid, None)
-
-        noise = jax.jit(inverse)(drawn.params, setup.images, drawn.table[setup.own])
-        steering = Steering(sampler, aj.DiscreteAdjoint(), optax.adam(options.learning_rate), ("x_T",), "l2", options.radius)
-        return steering, given._replace(metric=metric), {"x_T": noise, "embedding": drawn.table[setup.new]}
+        x_T, noise = self.code(item.method, item.steps)
+        steering = Steering(sampler, aj.DiscreteAdjoint(), optax.adam(options.learning_rate), ("x_T", "noise"), "l2", options.radius)
+        return steering, given._replace(metric=metric), {"x_T": x_T, "noise": noise, "embedding": drawn.table[setup.new]}
 
     def driven(self, item: Item) -> Any:
         """(3)."""
@@ -227,16 +235,17 @@ class Editing:
         return jax.jit(lambda given, variables: steering.sampler(given, variables))(given, state.variables)
 
     def audited(self) -> list[tuple[str, Any]]:
-        """The exact gradient of (3) in the noise, and the continuous one at half the steps, at the inversion."""
+        """The exact gradient of (3) in the noises, and the continuous one, where they start: of the first images that the edit (2) leaves misread."""
         item = self.items[-1]
         if item.kind != DRIVEN:
             return []
-        few = {name: getattr(self.setup, name)[:AUDITED] for name in ("images", "own", "new")}
-        some = Editing(self.options, self.setup._replace(**few), self.items)
-        steering, given, variables = some.steering(item)
-        fewer = max(1, item.steps // 2)
-        adjoints = {"exact, used": aj.DiscreteAdjoint(), f"AdjointDEIS(steps={fewer})": aj.AdjointDEIS(steps=fewer)}
-        return [(point, row) for point, row in audit(steering.sampler, given, {"inversion": variables}, adjoints) if row.wrt == "x_T"]
+        judge, edit = next(iter(self.setup.judges.values())), Item(EDIT, item.method, item.steps, item.guidance)
+        order = np.argsort(judge.read(self.made(edit)) == self.setup.new, kind="stable")[:AUDITED]
+        few = {name: getattr(self.setup, name)[order] for name in ("images", "own", "new")}
+        steering, given, variables = Editing(self.options, self.setup._replace(**few), self.items).steering(item)
+        adjoints = {"exact, used": aj.DiscreteAdjoint(), f"AdjointDEIS(steps={item.steps})": aj.AdjointDEIS()}
+        rows = audit(steering.sampler, given, {"as encoded": variables}, adjoints)
+        return [(point, row) for point, row in rows if row.wrt != "embedding"]
 
 
 def main(options: Options) -> None:

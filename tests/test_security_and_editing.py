@@ -319,7 +319,7 @@ def test_lenet_is_the_second_reader_where_its_weights_are():
     assert list(readers) == ["embedded", "LeNet"]
     assert note == "The second reader is LeNet, weights mnist_lenet5.npz."
     with np.load(shared("data/mnist.npz")) as file:
-        images, labels = file["x_test"][:40, :, :, None] / np.float32(127.5) - 1, file["y_test"][:40]
+        images, labels = file["x_test"][::250, :, :, None] / np.float32(127.5) - 1, file["y_test"][::250]
     assert all((judge.read(images) == labels).mean() > 0.9 for judge in readers.values())
 
 
