@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from gradient_peers import PEERS, bytes_of
 from gradient_report import write
-from problems import PROBLEMS, Problem, distance
+from problems import PROBLEMS, Problem
 
 import adjoint_jax as aj
 from adjoint_jax._work import flops
@@ -153,7 +153,7 @@ def errors(found: Any, exact: Any) -> list[float]:
     """Median and worst relative error and median cosine over the images."""
     g, e = (np.asarray(value, np.float64).reshape(len(value), -1) for value in (found, exact))
     with np.errstate(all="ignore"):
-        away, cosine = distance(g, e), np.sum(g * e, axis=1) / np.linalg.norm(e, axis=1) / np.linalg.norm(g, axis=1)
+        away, cosine = aj.search.distances(g, e), np.sum(g * e, axis=1) / np.linalg.norm(e, axis=1) / np.linalg.norm(g, axis=1)
     return [float(np.median(away)), float(np.max(away)), float(np.median(cosine))]
 
 

@@ -43,10 +43,7 @@ class Problem:
 
     def fine(self, steps: int) -> np.ndarray:
         """A grid uniform in log(alpha/sigma), after one step off alpha = 0 where it starts there."""
-        process = self.term.process
-        if np.isfinite(process.lam(self.start)):
-            return aj.grids.log_snr(process, steps, t_start=self.start, t_end=self.end)
-        return np.append(self.start, aj.grids.log_snr(process, steps - 1, t_start=self.start - 1e-3, t_end=self.end))
+        return aj.search.fine_grid(self.term.process, steps, self.start, self.end)
 
     def even(self, steps: int) -> np.ndarray:
         """A grid uniform in log(alpha/sigma), from a little below alpha = 0 where it would start there."""
@@ -66,7 +63,7 @@ class Problem:
             rough = replace(self, x_T=self.x_T[:1], args=self.args if "cond" not in self.args else {**self.args, "cond": self.args["cond"][:1]})
             x_0 = self._solve(high, np.float64)
             folder.mkdir(parents=True, exist_ok=True)
-            np.savez(path, x_0=x_0, error=distance(rough._solve(low, np.float64), x_0[:1]).max())
+            np.savez(path, x_0=x_0, error=aj.search.distances(rough._solve(low, np.float64), x_0[:1]).max())
         with np.load(path) as file:
             print(f"{self.name}: the reference and one of lower order differ by {float(file['error']):.1e}", flush=True)
             return file["x_0"]
@@ -101,15 +98,9 @@ def _digest(x: Any) -> str:
     return hashlib.sha256(np.asarray(x).tobytes()).hexdigest()[:8]
 
 
-def distance(x: Any, reference: Any) -> np.ndarray:
-    """||x - r|| / ||r|| of each image."""
-    away, size = (np.linalg.norm(np.asarray(part, np.float64).reshape(len(part), -1), axis=1) for part in (np.asarray(x) - reference, reference))
-    return away / size
-
-
 def mean_error(x: Any, reference: Any) -> float:
-    """The geometric mean of `distance` over the images."""
-    return float(np.exp(np.mean(np.log(distance(x, reference) + 1e-12))))
+    """The geometric mean of the relative distances of the images."""
+    return float(np.exp(np.mean(np.log(aj.search.distances(x, reference) + 1e-12))))
 
 
 def digits(shared: Path, images: int, seed: int) -> Problem:

@@ -136,7 +136,7 @@ def test_wide_registers_change_nothing():
 def test_candidates_stay_possible():
     """Mutations and crossings keep nodes increasing within (0, 1) and every choice known; places and times are inverse."""
     rng = np.random.default_rng(0)
-    pool = starters(fixed_grids(PROCESS, FINE, 6), ("data", "noise", 0.5))
+    pool = starters(list(fixed_grids(PROCESS, FINE, 6).values()), ("data", "noise", 0.5))
     for _ in range(300):
         child = mutate(rng, cross(rng, *(pool[i] for i in rng.integers(len(pool), size=2))), ("data", "noise", 0.5))
         assert np.all(np.diff([0.0, *child.places, 1.0]) > 0)
@@ -157,3 +157,47 @@ def test_no_finite_schedule_is_said():
     broken = aj.DiffusionTerm(lambda x, t, args: x * jnp.nan, PROCESS)
     with pytest.raises((ValueError, FloatingPointError), match="not finite"):
         aj.search_schedule(broken, inputs(0, 2)[0], steps=2, grid=FINE)
+
+
+USUAL = {
+    ("Exponential(1) in lam", "noise"): aj.DDIM(),
+    ("Exponential(2) in t", "noise"): aj.DEIS(2),
+    ("Exponential(3) in t", "noise"): aj.DEIS(3),
+    ("Exponential(3) in lam", "data"): aj.DPMSolverPP(3, "heun"),
+    ("DPM-Solver++(2M)", "data"): aj.DPMSolverPP(2),
+    ("DPM-Solver(2M)", "noise"): aj.DPMSolver(2),
+    ("UniPC-2", "data"): aj.UniPC(2),
+    ("UniPC-3", "data"): aj.UniPC(3),
+}
+
+
+def test_usual_samplers_as_schedules_are_the_samplers_of_these_names():
+    """On two grids; followed by one program, traced once; a schedule that the process does not allow is None."""
+    x_T, args = inputs(0, 3)
+    traces = []
+
+    def network(x, t, args):
+        traces.append(1)
+        return TERM.network(x, t, args)
+
+    usual = aj.search.usual(PROCESS, FINE, 5, ("data", "noise"))
+    chosen = {key: usual[*key[:2], grid] for key in USUAL for grid in ("uniform", "karras")}
+    followed = list(aj.search.follow(aj.DiffusionTerm(network, PROCESS, TERM.prediction), x_T, args, usual.values()))
+    assert len(traces) <= 2
+    found = dict(zip(usual, followed, strict=True))
+    for key, solver in USUAL.items():
+        for rule in (aj.grids.uniform, aj.grids.karras):
+            own = aj.sample(TERM, x_T, args, grid=rule(PROCESS, 5), solver=solver)
+            assert relative(found[*key, rule.__name__], own) < 1e-4, (key, rule)  # the grid's nodes are found again between those of the fine one
+            again = usual[*key, rule.__name__]
+            assert relative(found[*key, rule.__name__], aj.sample(TERM, x_T, args, grid=np.array(again.times), solver=again)) < 1e-12
+    assert len(chosen) == len(USUAL)
+    flow = aj.DiffusionTerm(TERM.network, aj.FlowMatching(), TERM.prediction)
+    grid = aj.search.fine_grid(aj.FlowMatching(), 10, t_end=0.1)
+    assert grid[0] == 1
+    assert (grid[-1], len(grid)) == (pytest.approx(0.1), 11)
+    (nothing,) = aj.search.follow(flow, x_T, args, [aj.Schedule((1,) * 10, "noise", times=tuple(grid))])
+    assert nothing is None
+    for wrong in (aj.Schedule((1,) * 5), aj.Schedule((1,) * 4, times=tuple(FINE[:5]))):
+        with pytest.raises(ValueError, match=r"follow: a schedule of [45] steps, times .* give schedules of 5 steps with their times"):
+            list(aj.search.follow(TERM, x_T, args, [next(iter(usual.values())), wrong]))

@@ -114,10 +114,30 @@ def cross(rng: np.random.Generator, one: Candidate, other: Candidate) -> Candida
     return Candidate(nodes, one.choices[:at] + other.choices[at:])
 
 
-def fixed_grids(process: AbstractProcess, fine: np.ndarray, steps: int) -> list[np.ndarray]:
-    """Places of the usual grids between the fine grid's ends: even in its index, in t, sqrt(t), the angle, log(alpha/sigma), and Karras's."""
+def fixed_grids(process: AbstractProcess, fine: np.ndarray, steps: int) -> dict[str, np.ndarray]:
+    """Places of the usual grids between the fine grid's ends: even in t, sqrt(t), the angle, log(alpha/sigma), Karras's, and even in its index."""
     rules: list[Any] = [grids.uniform, grids.quadratic, grids.angle]
     if np.isfinite(process.lam(fine[[0, -1]])).all():
         rules += [grids.log_snr, grids.karras]
-    found = [np.arange(1, steps) / steps, *(places(fine, rule(process, steps, t_start=float(fine[0]), t_end=float(fine[-1]))) for rule in rules)]
-    return [place for place in found if all(np.diff([0.0, *place, 1.0]) > 0)]
+    found = {rule.__name__: places(fine, rule(process, steps, t_start=float(fine[0]), t_end=float(fine[-1]))) for rule in rules}
+    even = np.arange(1, steps) / steps
+    if not any(np.allclose(place, even) for place in found.values()):
+        found["even"] = even
+    return {name: place for name, place in found.items() if all(np.diff([0.0, *place, 1.0]) > 0)}
+
+
+def usual(process: AbstractProcess, grid: Any, steps: int, splittings: Sequence[Any] = ("data", "noise", 0.5, 1.0)) -> dict[tuple, Schedule]:
+    """The multistep samplers in use, on the grids in use between the ends of a fine one, as schedules of `steps` steps.
+
+    The keys are (sampler, splitting, grid): `Exponential(k)` of order k with polynomials in lam or t, which for k = 1 is DDIM, in the noise
+    splitting DPM-Solver and DEIS, in the data splitting DPM-Solver++(3M); the midpoint forms DPM-Solver(2M) and DPM-Solver++(2M); and UniPC.
+
+        schedules = aj.search.usual(process, aj.search.fine_grid(process, 60), steps=8)
+    """
+    fine = np.asarray(grid, np.float64)
+    return {
+        (sampler, splitting, rule): Candidate(tuple(float(p) for p in place), choices).schedule(fine)
+        for rule, place in fixed_grids(process, fine, steps).items()
+        for splitting in splittings
+        for sampler, choices in named(steps, splitting).items()
+    }

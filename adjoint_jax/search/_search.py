@@ -28,13 +28,13 @@ from .._paths import cheapest_nodes
 from .._traced import in_order
 from ..adjoints import DiscreteAdjoint
 from ..adjoints._computation import Computation, run_direct
-from ..sample import prepare, sample
-from ..solvers import ExponentialRK, Schedule, Scheduled
-from ..solvers._base import as_dtype
+from ..sample import sample
+from ..solvers import ExponentialRK, Schedule
 from ..solvers.step import output
 from ..splitting import Splitting, level
 from ..terms import DiffusionTerm
 from ._candidates import Candidate, cross, fixed_grids, from_schedules, mutate, starters, times as times_of
+from ._following import Program
 
 KEEP = 12
 COEFFICIENTS = (1.0, 1.15)
@@ -93,7 +93,7 @@ def search_schedule(
     cost = _cost(term, args, fine, teacher.xs)
     nodes = [cheapest_nodes(cost, steps, coefficient=coefficient)[1:-1] / (len(fine) - 1) for coefficient in COEFFICIENTS]
     known = from_schedules(starts, fine, steps, nodes)
-    for candidate in known or starters([*nodes, *fixed_grids(term.process, fine, steps)], splittings):
+    for candidate in known or starters([*nodes, *fixed_grids(term.process, fine, steps).values()], splittings):
         contest.enter(candidate)
     contest.evolve(rng, evaluations * 2 // 3, splittings)
     contest.descend(descents)
@@ -106,8 +106,7 @@ class _Contest:
 
     def __init__(self, term: Any, x_T: Any, args: Any, fine: np.ndarray, reference: Any, steps: int, callback: Any):
         self.fine, self.reference, self.callback, self.steps = fine, reference, callback, steps
-        start = times_of(fine, np.arange(1, steps) / steps)
-        self.laid_out = prepare(term, x_T, args, start, Scheduled(Schedule((1,) * steps, 1.0), wide=True), None, None, False)
+        self.program = Program(term, x_T, args, times_of(fine, np.arange(1, steps) / steps), steps)
         self.ranked: list[tuple[float, Candidate]] = []
         self.seen: set[Any] = set()
 
@@ -124,7 +123,7 @@ class _Contest:
         self.seen.add(candidate.key())
         try:
             schedule = candidate.schedule(self.fine)
-            computation = self._along(*self._table(schedule))
+            computation = self.program.along(*self.program.table(schedule))
         except ValueError:  # a splitting that cannot start or end there, or a variable that it does not have
             return
         error = float(_error(computation, self.reference))
@@ -153,14 +152,6 @@ class _Contest:
         for candidate in list(distinct.values())[:descents] if self.steps > 1 else []:
             self.enter(self._improved(candidate))
 
-    def _table(self, schedule: Schedule) -> tuple[np.ndarray, Any]:
-        """Times and rows in float64."""
-        term, ts = self.laid_out.term, np.asarray(schedule.times)
-        return ts, Scheduled(schedule, wide=True).table(term.process, term.prediction, ts)
-
-    def _along(self, ts: np.ndarray, rows: Any) -> Computation:
-        return eqx.tree_at(lambda c: (c.ts, c.rows), self.laid_out, (ts, as_dtype(rows, self.laid_out.x.dtype)))
-
     def objective(self, choices: tuple) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
         """(1) of these choices and its gradient, as a function of the logarithms of the distances between nodes."""
 
@@ -168,10 +159,10 @@ class _Contest:
             ways = DIFFERENCE * np.eye(len(logits))
             nowhere = 1e3, np.zeros(len(logits))
             try:
-                tables = [self._table(_at(logits + way, choices).schedule(self.fine)) for way in (0 * logits, *ways, *-ways)]
+                tables = [self.program.table(_at(logits + way, choices).schedule(self.fine)) for way in (0 * logits, *ways, *-ways)]
             except ValueError:  # nodes that meet
                 return nowhere
-            value, in_table = _slope(self._along(*tables[0]), self.reference)
+            value, in_table = _slope(self.program.along(*tables[0]), self.reference)
             after, before = tables[1 : len(logits) + 1], tables[len(logits) + 1 :]
             slope = np.array([_inner(in_table, high, low) for high, low in zip(after, before, strict=True)]) / (2 * DIFFERENCE)
             return (float(value), slope) if np.isfinite([value, *slope]).all() else nowhere

@@ -80,9 +80,13 @@ class Schedule:
         """(sigma_data, variable, rule) of each step."""
         return [(_width(s), v, r) for s, v, r in zip(self.splittings, self.variables, self.rules, strict=True)]
 
+    def text(self) -> str:
+        """It as json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
     def save(self, path: str | Path) -> None:
         """Writes it as json."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        Path(path).write_text(self.text())
 
     @classmethod
     def load(cls, path: str | Path) -> "Schedule":
