@@ -93,8 +93,7 @@ def command(main: Callable[[Any], None], kind: type, argv: Sequence[str] | None 
         path = config_of(argv)
         default = kind(**(read_config(path, kind) if path else {}))
         options = tyro.cli(kind, args=argv, default=default, config=(tyro.conf.FlagCreatePairsOff,))
-        if isinstance(options, OnMesh):
-            mesh.begin(options.distributed)
+        mesh.begin(getattr(options, "distributed", False))
         main(options)
 
     guarded(run, sys.argv[1:] if argv is None else argv)
