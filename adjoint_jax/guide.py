@@ -37,6 +37,16 @@ Variables = dict[str, Any]
 of a text a dict of such; float32."""
 
 
+def image_axes(variables: Variables) -> dict[str, int]:
+    """Of each variable, the axis of the images."""
+    return {name: value.ndim - variables["x_T"].ndim if name == "noise" else 0 for name, value in variables.items()}
+
+
+def spread(variables: Variables, devices: Any) -> Variables:
+    """The variables, their images spread over the devices of a mesh."""
+    return {name: mesh.batched(variables[name], devices, axis) for name, axis in image_axes(variables).items()}
+
+
 class Given(NamedTuple):
     """The arrays that stay as they are: weights, guidance scale, embedding of the null class or text, metric as a `jax.tree_util.Partial`."""
 
@@ -123,8 +133,7 @@ class Steering:
     def start(self, variables: Variables) -> Progress:
         """Before the first iterate."""
         images = mesh.batched(jnp.zeros_like(self.sampler.like(variables["x_T"])), mesh.of(variables))
-        state = Steered(variables, self.optimiser.init(self._chosen(variables)), variables, images, images)
-        return Progress(mesh.together(state))
+        return Progress(mesh.together(Steered(variables, self.optimiser.init(self._chosen(variables)), variables, images, images)))
 
     def _chosen(self, variables: Variables) -> Variables:
         return {name: variables[name] for name in self.driven}
@@ -187,8 +196,7 @@ def steer(steering: Steering, given: Given, progress: Progress, iterations: int)
             "per_image": np.asarray(seen.scores).tolist(),
             "gradient_norm": {name: float(norm) for name, norm in seen.norms.items()},
         }
-        if k == iterations:
-            following = state._replace(images=following.images)
+        following = state._replace(images=following.images) if k == iterations else following
         return (following._replace(before=following.images) if k == 0 else following), row
 
     return iterate(step, progress, iterations + 1)

@@ -31,7 +31,7 @@ import adjoint_jax as aj
 from adjoint_jax import _build
 from adjoint_jax._options import Guide
 from adjoint_jax.checkpoints._files import to_json
-from adjoint_jax.experiments import Progress, Run, command, iterate, npz, pictures, recorded, report
+from adjoint_jax.experiments import Progress, Run, command, iterate, mesh, npz, pictures, recorded, report
 from adjoint_jax.experiments.engines import engine
 from adjoint_jax.guide import Given, Sampler, Steering, audit, evaluations, steer
 
@@ -109,14 +109,14 @@ def compare(options: Options, steering: Steering, given: Given, variables: Any) 
         for _ in range(2):
             begin = time.perf_counter()
             images = jax.block_until_ready(sample(given, variables, scale))
-        return images, time.perf_counter() - begin, [np.asarray(given.metric(images), np.float64)]
+        return images, time.perf_counter() - begin, [np.asarray(mesh.fetched(given.metric(images)), np.float64)]
 
     def in_turns(name: str, rate: float) -> tuple[Any, float, list[Any]]:
         """The last images of an engine's iterates, the median of their seconds, and all their metrics."""
         start = steered[name].start(variables)
         optimiser = start.state.optimiser._replace(hyperparams={"learning_rate": jnp.float32(rate)})
         count = ceil(options.iterations * first / sum(cost(steering, name)))
-        *_, last = steer(steered[name], given, start._replace(state=start.state._replace(optimiser=optimiser)), count)
+        *_, last = steer(steered[name], given, start._replace(state=mesh.together(start.state._replace(optimiser=optimiser))), count)
         return last.state.images, float(np.median(last.seconds[1:])), [np.asarray(row["per_image"], np.float64) for row in last.history]
 
     def step(state: Any, k: int) -> tuple[Any, dict[str, Any]]:
@@ -125,14 +125,14 @@ def compare(options: Options, steering: Steering, given: Given, variables: Any) 
         means = [float(np.mean(each)) for each in metrics]
         reached = next((i for i, mean in enumerate(means) if mean >= options.goal), None)
         row = {"engine": name, "rate": rate, "metric": means, "per_image": metrics[-1].tolist(), "reached": reached}
-        return {"images": state["images"].at[k].set(images), "seconds": state["seconds"].at[k].set(seconds)}, row
+        return {"images": state["images"].at[k].set(mesh.fetched(images)), "seconds": state["seconds"].at[k].set(seconds)}, row
 
     return step
 
 
 def main(options: Options) -> None:
     check(options)
-    run = Run(Path(options.out), recorded(options), options.resume)
+    run = Run(Path(options.out), recorded(options), options.resume, options.checkpointer)
     steering, given, variables = _build.steering(dataclasses.replace(options, adjoint="discrete"))
     table = runs(options)
     start = {"images": jnp.zeros((len(table), *variables["x_T"].shape)), "seconds": jnp.zeros(len(table))}
@@ -141,7 +141,7 @@ def main(options: Options) -> None:
     best = chosen(options, progress)
     images = progress.state["images"]
     read = judged(options, images[jnp.asarray(list(best.values()))], given)
-    before = steering.sampler(given, variables)
+    before = mesh.fetched(steering.sampler(given, variables))
     rows = {"before": before, **{name: images[k] for name, k in best.items()}}
     lines = {
         name: (np.arange(len(row["metric"])) * seconds, row["metric"])

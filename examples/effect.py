@@ -36,12 +36,12 @@ from adjoint_jax._misfits import at_least, known, made, positive
 from adjoint_jax._options import Sample
 from adjoint_jax._scoring import _pixels
 from adjoint_jax.checkpoints import _files as layout
-from adjoint_jax.experiments import Experiment, Run, command, iterate, metrics, npz, pictures, recorded, report
+from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, metrics, npz, pictures, recorded, report
 from adjoint_jax.experiments.engines import GREEDY, drawn, engine
 from adjoint_jax.experiments.features import style_of
 from adjoint_jax.experiments.projections import projection
 from adjoint_jax.experiments.statistics import mean, rate
-from adjoint_jax.guide import Given, Sampler, evaluations
+from adjoint_jax.guide import Given, Sampler, evaluations, spread
 
 FIXED, FRESH, MADE = 0, 1, 2
 """Streams of noise: what is fitted to, what is reported, what the effects' targets are made of."""
@@ -49,7 +49,7 @@ SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Options(Experiment, Sample):
+class Options(OnMesh, Sample):
     """Finds the embedding of an effect."""
 
     out: str = "runs/effect"
@@ -100,7 +100,7 @@ def model(options: Options) -> Model:
         sampler, given, variables = _build.sampler(options)
         if "embedding" not in variables:
             raise ValueError("This checkpoint is unconditional and has no embedding to tune.")
-        return Model(sampler, given, given.params["class_embedding"]["embedding"], variables["x_T"].shape[1:], lambda x: x)
+        return Model(sampler, given, mesh.fetched(given.params["class_embedding"]["embedding"]), variables["x_T"].shape[1:], lambda x: x)
     if options.checkpoint is not None or not Path(options.flow_vit).is_file():
         raise ValueError(f"--flow-vit takes the place of --checkpoint, and names mnist_flow_vit.npz of the shared data; got {options.flow_vit}.")
     term, params = load_flow_vit(options.flow_vit)
@@ -109,7 +109,8 @@ def model(options: Options) -> Model:
     times = grids.check(term.process, grid(term.process, options.steps, t_start=options.t_start, t_end=options.t_end))
     sampler = Sampler(term.network, term.process, term.prediction, times, solver, guided=options.guidance != 1)
     table = params["y_encoder.weight"]
-    given = Given(params, jnp.float32(options.guidance), table[NULL], None)
+    devices = mesh.make(options.mesh, options.batch)
+    given = Given(mesh.weights(params, devices), *mesh.everywhere((jnp.float32(options.guidance), table[NULL], None), devices))
     return Model(sampler, given, table, (28, 28, 1), lambda x: 2 * x - 1)
 
 
@@ -214,6 +215,7 @@ def setting(options: Options) -> Setting:
         engine(name)
     if not options.effects or len(set(options.effects)) < len(options.effects):
         raise ValueError(f"--effects are different ones, at least one; got {options.effects}.")
+    mesh.make(options.mesh, options.fresh)
     found, key = model(options), jax.random.key(options.seed)
     if not 0 <= label(options) < count(found.classes):
         raise ValueError(f"The network has the classes 0 to {count(found.classes) - 1}; got --label {label(options)}: give one of them.")
@@ -225,17 +227,18 @@ def setting(options: Options) -> Setting:
     module, params = classifier
     read = readers(lambda images: module.apply({"params": params}, images), options.judge)
     effects = {name: effect(name, options, found, classifier, read, own) for name in options.effects}
-    start = row(label(options))
+    start = mesh.everywhere(row(label(options)), mesh.of(found.given))
     tuning = Tuning(found, optax.adam(options.learning_rate), options.radius, jax.tree.map(lambda leaf: float(np.linalg.norm(leaf)), start))
     noise, fresh = (
-        noises(found.sampler, jax.random.fold_in(key, stream), (count, *found.shape))
+        spread(noises(found.sampler, jax.random.fold_in(key, stream), (count, *found.shape)), mesh.of(found.given))
         for stream, count in ((FIXED, options.batch), (FRESH, options.fresh))
     )
     return Setting(tuning, effects, start, noise, fresh, read, key)
 
 
 def main(options: Options) -> None:
-    run, config = Run(Path(options.out), recorded(options), options.resume), recorded(options)
+    config = recorded(options)
+    run = Run(Path(options.out), config, options.resume, options.checkpointer)
     at = setting(options)
     tuning, given = at.tuning, at.tuning.found.given
     gradient, apply = jax.jit(tuning.gradient, static_argnums=5), jax.jit(tuning.applied)
@@ -244,20 +247,23 @@ def main(options: Options) -> None:
         metric = at.effects[name].metric
         change, scores = gradient(given, metric, embedding, at.noise, jax.random.fold_in(at.key, 2**31 + i), options.engine)
         embedding, inner, norm = apply(change, embedding, inner, at.start)
+        scores = mesh.fetched(scores)
         row = {"metric": float(np.mean(np.asarray(scores, np.float64))), "per_image": np.asarray(scores).tolist(), "gradient_norm": float(norm)}
         if not np.isfinite([row["metric"], row["gradient_norm"]]).all():
             raise FloatingPointError(f"Update {i} of {name} is not finite: {row['metric']}, {row['gradient_norm']}; lower --learning-rate.")
         return embedding, inner, row
 
     first, step, total = in_turn(dict.fromkeys(options.effects, options.iterations), at.start, tuning.optimiser, update)
-    restored = run.restore(first)
+    restored = run.restore(mesh.together(first))
     progress = run.follow(iterate(step, restored, total), restored, total, options.save_every, show="metric")
     sampled = jax.jit(lambda given, embedding, noise: samples(tuning.found, given, embedding, noise))
     embeddings = {"before": at.start, **progress.state.finished}
-    fixed, fresh = ({name: sampled(given, embedding, noise) for name, embedding in embeddings.items()} for noise in (at.noise, at.fresh))
+    fixed, fresh = (
+        {name: mesh.fetched(sampled(given, embedding, noise)) for name, embedding in embeddings.items()} for noise in (at.noise, at.fresh)
+    )
     print("Auditing the gradients in the embedding at the start and at the end ...", file=sys.stderr)
     name = options.effects[0]
-    of = lambda engine, e: gradient(given, at.effects[name].metric, e, at.noise, at.key, engine)[0]  # noqa: E731
+    of = lambda engine, e: mesh.fetched(gradient(given, at.effects[name].metric, e, at.noise, at.key, engine)[0])  # noqa: E731
     ends = {"first": at.start, "last": embeddings[name]}
     audited = audited_against_exact(of, ends, (options.engine, *options.compared), f"embedding, {name}")
     results = summary(at, options, fixed, fresh, embeddings, audited)

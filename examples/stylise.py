@@ -35,11 +35,11 @@ from adjoint_jax._misfits import at_least, known, positive
 from adjoint_jax._options import Sample
 from adjoint_jax.audit import AuditRow
 from adjoint_jax.checkpoints import _files as layout, lora
-from adjoint_jax.experiments import Experiment, Run, command, iterate, metrics, npz, pictures, recorded, report
+from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, metrics, npz, pictures, recorded, report
 from adjoint_jax.experiments.engines import GREEDY, drawn, engine
 from adjoint_jax.experiments.features import style_of
 from adjoint_jax.experiments.statistics import mean, rate
-from adjoint_jax.guide import Given, Sampler, Variables, evaluations
+from adjoint_jax.guide import Given, Sampler, Variables, evaluations, image_axes, spread
 
 HELD, STYLE, FACTORS = 2**31, 2**31 + 1, 2**31 + 2
 """Streams of noise beside that of the updates: of what is reported, of the samples that the style is made of, and of a LoRA to begin with."""
@@ -47,7 +47,7 @@ SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Options(Experiment, Sample):
+class Options(OnMesh, Sample):
     """Fine-tunes the weights of a sampler's network until its samples have a style."""
 
     out: str = "runs/stylise"
@@ -99,7 +99,7 @@ class Arrays(NamedTuple):
 
 @dataclass(frozen=True)
 class Tuning:
-    """The problem (1). What is tuned is the tree of the weights or, `kept_apart`, a LoRA without its scales."""
+    """The problem (1). What is tuned is the tree of the weights or, `kept_apart`, a LoRA without its scales; `devices` is a mesh or None."""
 
     sampler: Sampler
     optimiser: optax.GradientTransformation
@@ -107,6 +107,7 @@ class Tuning:
     content: float
     blur: float
     kept_apart: bool
+    devices: Any = None
 
     def given(self, arrays: Arrays, tuned: Any) -> Given:
         """The network with what was tuned in its place."""
@@ -129,12 +130,13 @@ class Tuning:
         key = jax.random.fold_in(arrays.key, k)
         variables = self.variables(arrays, key, batch, k * batch)
 
-        def objective(tuned: Any) -> Any:
-            _, style, content = self.parts(arrays, tuned, variables, drawn(engine(name), jax.random.fold_in(key, 2)))
-            style, content = jnp.mean(style), jnp.mean(content)
-            return style + self.content * content, (style, content)
+        def objective(tuned: Any, arrays: Arrays, key: Any, variables: Variables) -> Any:
+            _, style, content = self.parts(arrays, tuned, variables, drawn(engine(name), key))
+            return jnp.sum(style) / batch + self.content * (jnp.sum(content) / batch), (style, content)
 
-        return jax.grad(objective, has_aux=True)(tuned)
+        summed = mesh.gradient(objective, self.devices, (None, None, image_axes(variables)))
+        (_, seen), found = summed(tuned, arrays, jax.random.fold_in(key, 2), variables)
+        return found, jax.tree.map(jnp.mean, seen)
 
 
 def bare(correction: Any) -> Any:
@@ -157,6 +159,9 @@ def problem(options: Options) -> tuple[Tuning, Arrays, Any, dict[str, Callable]]
         raise ValueError("--targets chooses the kernels of a LoRA: give its --rank, or leave --targets out.")
     if not options.engines or any(engine(name) == GREEDY for name in options.engines) or len(set(options.engines)) < len(options.engines):
         raise ValueError(f"--engines are different ways through the sampler's steps, at least one and none of them greedy; got {options.engines}.")
+    mesh.make(options.mesh, options.held)
+    if options.mesh is not None and any(name.startswith("low-variance") for name in options.engines):
+        raise ValueError("The engine low-variance draws noise for a whole batch, which no device of a --mesh has: leave it out of --engines.")
     sampler, given, variables = _build.sampler(replace(options, label=options.label or 0) if _classes(options) else options)
     labels = None
     if "embedding" in variables:
@@ -166,13 +171,15 @@ def problem(options: Options) -> tuple[Tuning, Arrays, Any, dict[str, Callable]]
         given = given._replace(null=jnp.asarray(classes - 1))
     module, params = checkpoints.load_model(checkpoints.EMBEDDED / "classifier" if options.classifier is None else options.classifier)
     adam = optax.adam(options.learning_rate)
-    tuning = Tuning(sampler, adam, variables["x_T"].shape[1:], options.content, options.blur, options.rank > 0)
+    devices = mesh.of(variables)
+    tuning = Tuning(sampler, adam, variables["x_T"].shape[1:], options.content, options.blur, options.rank > 0, devices)
     arrays = Arrays(given, labels, None, jax.random.key(options.seed))
     read = readers(lambda images: module.apply({"params": params}, images), options.judge)
     start = given.params
     if options.rank:
-        start = bare(lora.init_lora(start, options.targets, options.rank, jax.random.fold_in(arrays.key, FACTORS)))
-    return tuning, arrays._replace(style=style_of(module, params, styled(options, tuning, arrays))), start, read
+        start = mesh.weights(bare(lora.init_lora(start, options.targets, options.rank, jax.random.fold_in(arrays.key, FACTORS))), devices)
+    style = style_of(module, params, mesh.fetched(styled(options, tuning, arrays)))
+    return tuning, arrays._replace(style=mesh.everywhere(style, devices)), start, read
 
 
 def _classes(options: Options) -> bool:
@@ -206,10 +213,11 @@ def budget(options: Options, sampler: Sampler) -> tuple[dict[str, tuple[int, int
 
 
 def main(options: Options) -> None:
-    run, config = Run(Path(options.out), recorded(options), options.resume), recorded(options)
+    config = recorded(options)
+    run = Run(Path(options.out), config, options.resume, options.checkpointer)
     tuning, arrays, start, read = problem(options)
     counts, updates = budget(options, tuning.sampler)
-    held = tuning.variables(arrays, jax.random.fold_in(arrays.key, HELD), options.held)
+    held = spread(tuning.variables(arrays, jax.random.fold_in(arrays.key, HELD), options.held), tuning.devices)
     gradient, apply, look = jax.jit(tuning.gradient, static_argnums=(3, 4)), jax.jit(partial(applied, tuning.optimiser)), jax.jit(tuning.parts)
     marks = {name: {round(i * count / options.looks) for i in range(options.looks)} for name, count in updates.items()}
 
@@ -223,16 +231,16 @@ def main(options: Options) -> None:
         return tuned, inner, {**row, "held": seen}
 
     first, step, total = in_turn(updates, start, tuning.optimiser, update)
-    restored = run.restore(first)
+    restored = run.restore(mesh.together(first))
     progress = run.follow(iterate(step, restored, total), restored, total, options.save_every, show="style")
     finished = {"before": start, **progress.state.finished}
-    outcome = {name: Outcome(*map(np.asarray, look(arrays, tuned, held))) for name, tuned in finished.items()}
+    outcome = {name: Outcome(*map(np.asarray, mesh.fetched(look(arrays, tuned, held)))) for name, tuned in finished.items()}
     print("Auditing the gradients in the weights at the start and at the end ...", file=sys.stderr)
-    of = lambda name, tuned: gradient(arrays, tuned, jnp.asarray(0), options.batch, name)[0]  # noqa: E731
+    of = lambda name, tuned: mesh.fetched(gradient(arrays, tuned, jnp.asarray(0), options.batch, name)[0])  # noqa: E731
     ends = {"first": start, "last": finished[options.engines[0]]}
     audited = audited_against_exact(of, ends, options.engines, "LoRA" if options.rank else "weights")
-    labels = None if arrays.labels is None else np.asarray(held["embedding"])
-    wanted = styled(options, tuning, arrays)
+    labels = None if arrays.labels is None else np.asarray(mesh.fetched(held["embedding"]))
+    wanted = mesh.fetched(styled(options, tuning, arrays))
     results = summary(options, outcome, progress.history, counts, labels, read, audited)
     results["thickness"] = {**{name: thickness(each.images).tolist() for name, each in outcome.items()}, "the style": thickness(wanted).tolist()}
     run.write({
@@ -242,7 +250,7 @@ def main(options: Options) -> None:
         "held.png": pictures.curves(lines(options, results), "work: network evaluations, a backward one counted twice", "objective, held-out noise"),
         "results.json": layout.to_json(results),
     })  # fmt: skip
-    save(options, run.out, finished[options.engines[0]])
+    save(options, run.out, mesh.fetched(finished[options.engines[0]]))
     run.write({"report.md": document(options, config, results, outcome, progress, updates, read, labels, audited)})
     print(f"{results['claim']} See {run.out / 'report.md'}.")
 
@@ -259,7 +267,9 @@ class Outcome(NamedTuple):
 
 
 def save(options: Options, out: Path, tuned: Any) -> None:
-    """The tuned network as a folder that `aj.load` reads, or the LoRA as a file; whole or not at all."""
+    """The tuned network as a folder that `aj.load` reads, or the LoRA as a file; whole or not at all, by one process."""
+    if not mesh.first():
+        return
     path = _build.DIGITS if options.checkpoint is None else checkpoints.fetched(options.checkpoint)
     module, _ = checkpoints.load_model(path)
     if options.rank:

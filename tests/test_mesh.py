@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import counting
+import effect
 import jax
 import jax.numpy as jnp
 import numpy as np
 import on_mesh
 import pytest
+import stylise
 from jax.sharding import PartitionSpec as P
 from test_cli import SCHEDULER, UNET, refuses, save_random
 
@@ -205,6 +207,26 @@ def test_the_commands_take_a_mesh(tmp_path, monkeypatch):
     assert (tmp_path / "guided" / "before.png").read_bytes() == (tmp_path / "one" / "samples.png").read_bytes()
     assert "| devices | 4 cpu (data = 4, fsdp = 1) in 1 process(es) |" in (tmp_path / "guided" / "report.md").read_text()
     assert not {"mesh", "distributed", "checkpointer"} & set(json.loads((tmp_path / "guided" / "config.json").read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("program", "key"), [(stylise, "style"), (effect, "metric")])
+def test_tuning_on_a_mesh_is_tuning_on_one_device(tmp_path, program, key):
+    network = save_random(tmp_path / "net", UNET.clone(num_class_embeds=5), SCHEDULER)
+    common = {"checkpoint": network, "size": 8, "steps": 2, "batch": 4, "iterations": 2, "label": 1}
+    own = (
+        {"held": 4, "looks": 2, "engines": ("discrete",), "style": "bold"}
+        if program is stylise
+        else {"fresh": 4, "effects": ("slant:0.3",), "compared": ()}
+    )
+    for name, more in {"one": {}, "several": {"mesh": "data=2,fsdp=2", "checkpointer": "orbax"}}.items():
+        program.main(program.Options(out=str(tmp_path / name), **common, **own, **more))
+    several, one = (dict(np.load(tmp_path / name / "final.npz")) for name in ("several", "one"))
+    close(several, one, 1e-5)
+    rows = ([json.loads(line)[key] for line in (tmp_path / name / "history.jsonl").read_text().splitlines()] for name in ("several", "one"))
+    np.testing.assert_allclose(*rows, rtol=1e-5)
+    with pytest.raises(ValueError, match="does not divide over the 4 devices"):
+        program.main(program.Options(out=str(tmp_path / "odd"), **common, **own | {"held" if program is stylise else "fresh": 6}, mesh="data=4"))
 
 
 @pytest.fixture(scope="module")

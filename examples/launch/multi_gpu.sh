@@ -56,6 +56,10 @@ done
 
 status=0
 for ((i = 0; i < processes; i++)); do
-    wait -n || { status=$?; end_all; }
+    wait -n || {
+        code=$?
+        if [ "$status" -eq 0 ]; then status=$code; fi
+        end_all
+    }
 done
 exit "$status"
