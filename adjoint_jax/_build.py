@@ -21,7 +21,7 @@ from .experiments import mesh
 from .experiments.engines import ADJOINTS
 from .experiments.options import recorded
 from .experiments.projections import PROJECTIONS, projection
-from .guide import Given, Sampler, Steering, Variables, spread
+from .guide import Given, Sampler, Steering, Variables
 from .solvers import DDIM, DEIS, DPMSolverPP, Exponential, ExponentialRK, SDEDPMSolverPP
 
 DIGITS = checkpoints.EMBEDDED / "digits"
@@ -62,7 +62,7 @@ def sampler(options: Sample) -> tuple[Sampler, Given, Variables]:
     if opened.embedding is not None:
         variables["embedding"] = jax.tree.map(lambda each: jnp.repeat(each[None], options.batch, axis=0), opened.embedding)
     rest = mesh.everywhere(Given(None, jnp.float32(options.guidance), opened.null, None), devices)
-    return sampling, rest._replace(params=mesh.weights(opened.params, devices)), spread(variables, devices)
+    return sampling, rest._replace(params=mesh.weights(opened.params, devices)), mesh.spread(variables, devices)
 
 
 def _opened(options: Sample, path: Path) -> Opened:

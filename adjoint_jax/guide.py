@@ -37,16 +37,6 @@ Variables = dict[str, Any]
 of a text a dict of such; float32."""
 
 
-def image_axes(variables: Variables) -> dict[str, int]:
-    """Of each variable, the axis of the images."""
-    return {name: value.ndim - variables["x_T"].ndim if name == "noise" else 0 for name, value in variables.items()}
-
-
-def spread(variables: Variables, devices: Any) -> Variables:
-    """The variables, their images spread over the devices of a mesh."""
-    return {name: mesh.batched(variables[name], devices, axis) for name, axis in image_axes(variables).items()}
-
-
 class Given(NamedTuple):
     """The arrays that stay as they are: weights, guidance scale, embedding of the null class or text, metric as a `jax.tree_util.Partial`."""
 

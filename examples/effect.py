@@ -41,7 +41,7 @@ from adjoint_jax.experiments.engines import GREEDY, drawn, engine
 from adjoint_jax.experiments.features import style_of
 from adjoint_jax.experiments.projections import projection
 from adjoint_jax.experiments.statistics import mean, rate
-from adjoint_jax.guide import Given, Sampler, evaluations, spread
+from adjoint_jax.guide import Given, Sampler, evaluations
 
 FIXED, FRESH, MADE = 0, 1, 2
 """Streams of noise: what is fitted to, what is reported, what the effects' targets are made of."""
@@ -230,7 +230,7 @@ def setting(options: Options) -> Setting:
     start = mesh.everywhere(row(label(options)), mesh.of(found.given))
     tuning = Tuning(found, optax.adam(options.learning_rate), options.radius, jax.tree.map(lambda leaf: float(np.linalg.norm(leaf)), start))
     noise, fresh = (
-        spread(noises(found.sampler, jax.random.fold_in(key, stream), (count, *found.shape)), mesh.of(found.given))
+        mesh.spread(noises(found.sampler, jax.random.fold_in(key, stream), (count, *found.shape)), mesh.of(found.given))
         for stream, count in ((FIXED, options.batch), (FRESH, options.fresh))
     )
     return Setting(tuning, effects, start, noise, fresh, read, key)

@@ -39,7 +39,7 @@ from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, metrics
 from adjoint_jax.experiments.engines import GREEDY, drawn, engine
 from adjoint_jax.experiments.features import style_of
 from adjoint_jax.experiments.statistics import mean, rate
-from adjoint_jax.guide import Given, Sampler, Variables, evaluations, image_axes, spread
+from adjoint_jax.guide import Given, Sampler, Variables, evaluations
 
 HELD, STYLE, FACTORS = 2**31, 2**31 + 1, 2**31 + 2
 """Streams of noise beside that of the updates: of what is reported, of the samples that the style is made of, and of a LoRA to begin with."""
@@ -134,7 +134,7 @@ class Tuning:
             _, style, content = self.parts(arrays, tuned, variables, drawn(engine(name), key))
             return jnp.sum(style) / batch + self.content * (jnp.sum(content) / batch), (style, content)
 
-        summed = mesh.gradient(objective, self.devices, (None, None, image_axes(variables)))
+        summed = mesh.gradient(objective, self.devices, (None, None, mesh.image_axes(variables)))
         (_, seen), found = summed(tuned, arrays, jax.random.fold_in(key, 2), variables)
         return found, jax.tree.map(jnp.mean, seen)
 
@@ -217,7 +217,7 @@ def main(options: Options) -> None:
     run = Run(Path(options.out), config, options.resume, options.checkpointer)
     tuning, arrays, start, read = problem(options)
     counts, updates = budget(options, tuning.sampler)
-    held = spread(tuning.variables(arrays, jax.random.fold_in(arrays.key, HELD), options.held), tuning.devices)
+    held = mesh.spread(tuning.variables(arrays, jax.random.fold_in(arrays.key, HELD), options.held), tuning.devices)
     gradient, apply, look = jax.jit(tuning.gradient, static_argnums=(3, 4)), jax.jit(partial(applied, tuning.optimiser)), jax.jit(tuning.parts)
     marks = {name: {round(i * count / options.looks) for i in range(options.looks)} for name, count in updates.items()}
 

@@ -98,6 +98,16 @@ def batched(tree: Any, mesh: Mesh | None, axis: int = 0) -> Any:
     return tree if mesh is None else jax.tree.map(lambda leaf: put(leaf, NamedSharding(mesh, _images(axis))), tree)
 
 
+def image_axes(variables: dict[str, Any]) -> dict[str, int]:
+    """Of each of the variables of `guide` the axis of the images."""
+    return {name: value.ndim - variables["x_T"].ndim if name == "noise" else 0 for name, value in variables.items()}
+
+
+def spread(variables: dict[str, Any], mesh: Mesh | None) -> dict[str, Any]:
+    """The variables of `guide`, their images spread over the devices."""
+    return {name: batched(variables[name], mesh, axis) for name, axis in image_axes(variables).items()}
+
+
 def everywhere(tree: Any, mesh: Mesh | None) -> Any:
     """Arrays whole on every device."""
     return tree if mesh is None else jax.tree.map(lambda leaf: put(leaf, NamedSharding(mesh, P())), tree)
