@@ -120,6 +120,7 @@ def test_a_run_goes_on_after_a_kill_to_the_same_bytes(arguments, finished, tmp_p
     [
         (("--samplers", "euler"), "--samplers euler is not known: use one of ode, sde."),
         (("--methods", "dim"), "The gradient dim is not known"),
+        (("--methods", "greedy-dim:"), "The method greedy-dim: lacks a number of updates"),
         (("--pairs", "7"), "--pairs must be at most 6, and a multiple of --batch; got 7 and 2."),
         (("--image", "8"), "--image must be one of the 8 that the model was trained on, from 0; got 8."),
         (("--iterations", "0"), "--iterations must be at least 1; got 0."),
