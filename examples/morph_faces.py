@@ -34,10 +34,9 @@ from adjoint_jax.experiments import Experiment, Progress, Run, command, iterate,
 from adjoint_jax.experiments.engines import engine
 from adjoint_jax.guide import Given, Sampler, Steering, audit, evaluations
 
-SAMPLERS = {"ode": aj.DPMSolverPP(order=2), "sde": aj.SDEDPMSolverPP(order=2)}
+SAMPLERS = {"ode": aj.DPMSolverPP(order=2), "sde": aj.SDEDPMSolverPP(order=2), "sde-own": aj.SDEDPMSolverPP(order=2)}
 PLAIN, GREEDY = "none", "greedy-dim:"
 BETAS = (0.5, 0.9)  # those of Greedy-DiM; the usual ones go on where the loss has turned
-DRIVEN = {"ode": ("x_T", "embedding"), "sde": ("x_T", "embedding", "noise")}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ class Options(Experiment):
     recogniser_size: int = 112
     """Pixels along a side of the images that the recogniser knows."""
     samplers: tuple[str, ...] = ("ode",)
-    """ode (DPM-Solver++ 2M), sde (SDE-DPM-Solver++ 2M): injected noises are encoded and driven too."""
+    """ode (DPM-Solver++ 2M); sde (SDE-DPM-Solver++ 2M): injected noises are encoded, along one path for both people, and driven too; sde-own:
+    along a path for each."""
     methods: tuple[str, ...] = ("none", "greedy-dim:20", "published-1:5", "deis:5", "kept")
     """none (the averaged start), greedy-dim:K (K updates of the predicted noise at each step of the sampler), or gradients by the names of
     `adjoint_jax.experiments.engines`."""
@@ -167,7 +167,7 @@ class Morphing:
         batches = range(self.options.pairs // self.options.batch)
         return [(s, m, b) for b in batches for s in range(len(self.options.samplers)) for m in range(len(self.options.methods))]
 
-    @lru_cache(maxsize=2)  # noqa: B019
+    @lru_cache(maxsize=3)  # noqa: B019
     def sampler(self, kind: str) -> Sampler:
         unet = self.model.unet
         grid = aj.grids.log_snr(unet.process, self.options.steps)
@@ -177,7 +177,7 @@ class Morphing:
     def encoder(self, kind: str) -> Callable:
         """The jitted way from two batches of images to the averaged start."""
         take = lambda images, path: encoded(self.model, self.sampler(kind), images, self.options.encoding_steps, path)  # noqa: E731
-        return jax.jit(lambda a, b, path: between(take(a, path), take(b, path)))
+        return jax.jit(lambda a, b, path_a, path_b: between(take(a, path_a), take(b, path_b)))
 
     @lru_cache(maxsize=2)  # noqa: B019
     def start(self, kind: str, batch: int) -> tuple[Given, dict[str, Any]]:
@@ -185,11 +185,12 @@ class Morphing:
         options, rows = self.options, self.pairs[batch * self.options.batch :][: self.options.batch]
         a, b = (self.faces[rows[:, k], options.image] for k in (0, 1))
         metric = jax.tree_util.Partial(self.score, self.recogniser[1], self.features(a), self.features(b))
-        path = None
-        if kind == "sde":
+        paths = (None, None)
+        if kind != "ode":
             key, shape = jax.random.fold_in(jax.random.key(options.seed), batch), (len(rows), options.size // 2, options.size // 2, 4)
-            path = jax.random.normal(key, (options.steps, *shape), jnp.float32)
-        return Given(self.model.unet.params, jnp.float32(1), None, metric), self.encoder(kind)(as_states(a), as_states(b), path)
+            drawn = [jax.random.normal(jax.random.fold_in(key, k), (options.steps, *shape), jnp.float32) for k in (0, 1)]
+            paths = drawn if kind == "sde-own" else (drawn[0], drawn[0])
+        return Given(self.model.unet.params, jnp.float32(1), None, metric), self.encoder(kind)(as_states(a), as_states(b), *paths)
 
     @cached_property
     def score(self) -> Callable:
@@ -207,9 +208,10 @@ class Morphing:
     @lru_cache(maxsize=64)  # noqa: B019
     def steering(self, kind: str, method: str) -> tuple[Steering, Callable]:
         """How a method drives, and its jitted update."""
-        rates = {name: self.options.embedding_rate if name == "embedding" else self.options.learning_rate for name in DRIVEN[kind]}
+        driven = ("x_T", "embedding") if kind == "ode" else ("x_T", "embedding", "noise")
+        rates = {name: self.options.embedding_rate if name == "embedding" else self.options.learning_rate for name in driven}
         optimiser = optax.partition({name: optax.adam(rate, *BETAS) for name, rate in rates.items()}, {name: name for name in rates})
-        steering = Steering(self.sampler(kind), engine(method), optimiser, DRIVEN[kind], "norm")
+        steering = Steering(self.sampler(kind), engine(method), optimiser, driven, "norm")
         return steering, jax.jit(steering.update)
 
     def morph(self, kind: str, method: str, batch: int) -> tuple[np.ndarray, list[np.ndarray]]:

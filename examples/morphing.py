@@ -3,7 +3,9 @@
 Of two images a, b with z = encoder(x) and the recogniser's features v:
 
     ODE     x_T by inverting the sampler's ODE under z                                                              (1)
-    SDE     x_T and noises n_i of CycleDiffusion's encoder (`adjoint_jax.solvers.cycle`), one path of the forward process for both   (2)
+    SDE     x_T and noises n_i of CycleDiffusion's encoder (`adjoint_jax.solvers.cycle`), along one path of the forward process for both, or
+            one each. Along one, noises of two faces are all but the same (cosines 1 to 0.8 from noise to data) and (3) comes near to the
+            mean of the images; along two they are independent                                                     (2)
     start   z = (z_a + z_b)/2,    x_T = m(x_T^a, x_T^b),    n_i = m(n_i^a, n_i^b),
             m(u, w) = (|u| + |w|)/2 (u + w)/|u + w|,   slerp half-way: a mean of independent noises would be short by sqrt 2          (3)
     loss    L(x) = d(v, v_a) + d(v, v_b) + |d(v, v_a) - d(v, v_b)|,    v = v(x),   d(u, w) = 1 - <u, w>/(|u| |w|)              (4)
@@ -11,7 +13,7 @@ Of two images a, b with z = encoder(x) and the recogniser's features v:
             the best eps of each image kept                                                                         (5)
 
 References: Blasingame & Liu, AdjointDEIS (NeurIPS 2024), whose released code steps x_T and z down the gradient (50 steps of 0.01), draws a
-noise for each time and each face on its own where (2) has one path, and does not drive the noises; Greedy-DiM (2024) for (5), with 50
+noise for each time on its own where (2) has a path, and does not drive the noises; Greedy-DiM (2024) for (5), with 50
 steps of Adam(0.01, 0.5, 0.9); (4) is the identity loss of both, of Zhang et al., MIPGAN (2021).
 """
 

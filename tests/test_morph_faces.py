@@ -32,7 +32,7 @@ UNET = UNet2D(
     add_attention=False,
     class_embed_type="identity",
 )
-SAMPLERS, METHODS = ("sde",), ("none", "discrete")
+SAMPLERS, METHODS = ("sde-own",), ("none", "discrete")
 
 
 def graph(folder, rng):
@@ -98,7 +98,7 @@ def test_what_it_writes(finished):
         assert (final["pairs"][:, 0] < final["pairs"][:, 1]).all()
         assert len(np.unique(final["pairs"], axis=0)) == 4
     report = (finished / "report.md").read_text()
-    assert report.count("| start, sde | discrete | ") == 3
+    assert report.count("| start, sde-own | discrete | ") == 3
     assert {file.name for file in finished.glob("*.png")} == {"morphs.png", "loss.png"}
 
 
@@ -118,7 +118,7 @@ def test_a_run_goes_on_after_a_kill_to_the_same_bytes(arguments, finished, tmp_p
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--samplers", "euler"), "--samplers euler is not known: use one of ode, sde."),
+        (("--samplers", "euler"), "--samplers euler is not known: use one of ode, sde, sde-own."),
         (("--methods", "dim"), "The gradient dim is not known"),
         (("--methods", "greedy-dim:"), "The method greedy-dim: lacks a number of updates"),
         (("--pairs", "7"), "--pairs must be at most 6, and a multiple of --batch; got 7 and 2."),
