@@ -104,12 +104,18 @@ def _deblurring(options: Guide, shape: tuple[int, ...]) -> Any:
 
 def _clip(options: Guide, shape: tuple[int, ...]) -> Any:
     text = options.prompt if options.target_prompt is None else options.target_prompt
-    if options.clip is None or text is None:
-        missing = "CLIP's networks: give --clip FOLDER" if options.clip is None else "a text to compare with: give --prompt or --target-prompt"
-        raise ValueError(f"--metric clip needs {missing}.")
+    if text is None:
+        raise ValueError("--metric clip needs a text to compare with: give --prompt or --target-prompt.")
+    return agreement(options.clip, text, shape)
+
+
+def agreement(clip: str | None, text: str, shape: tuple[int, ...]) -> Any:
+    """The metric clip of a folder or id, as a `Partial`; `shape` `[H, W, C]` is that of the images."""
+    if clip is None:
+        raise ValueError("A comparison with a text needs CLIP's networks: give --clip FOLDER.")
     if shape[-1] not in (1, 3):
-        raise ValueError(f"--metric clip sees images of 1 or 3 channels, and these have {shape[-1]}: use another metric.")
-    folder = checkpoints.fetched(options.clip)
+        raise ValueError(f"CLIP sees images of 1 or 3 channels, and these have {shape[-1]}: use another metric.")
+    folder = checkpoints.fetched(clip)
     module, params = checkpoints.load_model(folder)
     if not isinstance(module, CLIP):
         raise ValueError(f"{folder} holds a {type(module).__name__} where transformers' CLIPModel was expected.")

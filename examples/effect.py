@@ -10,12 +10,16 @@ The effects, each in a tuning of its own from e*, with a measurement beside it t
     slant:S        f = -(slant(x) - S)^2                           measured by the shear that makes strokes upright      (2)
     style:NAME     f = -(distance of the Gram matrices), the style made by a formula of the samples of e*;  by thickness  (3)
     image:C        f = -mean (x - y_C)^2,  y_C the mean of samples of class C, or image:FILE.png;  by readers of digits    (4)
+    clip:TEXT      f = -(1 - cos of CLIP's embeddings of the image and of TEXT);                     by brightness         (5)
+
+With --prompt the embedding is the encoding of a text, of a text-to-image pipeline, and the effects are image:FILE.png and clip:TEXT.
 
 Sources: Pan et al., AdjointDPM (ICLR 2024), section 5, whose effects are found for the text embeddings of Stable Diffusion; Gatys, Ecker & Bethge
 (CVPR 2016) for (3). `guide` gives each image an embedding of its own; here one has to serve all.
 
     python examples/effect.py --config configs/effect_digits.toml --out runs/effect_digits
     python examples/effect.py --config configs/effect_flow_vit.toml --out runs/effect_flow_vit
+    python examples/effect.py --config configs/effect_text_to_image.toml --out runs/effect_text_to_image
 """
 
 import sys
@@ -31,10 +35,9 @@ import optax
 from own_network.flow_vit import NULL, load_flow_vit
 from tuning import EFFECTS, applied, audited_against_exact, in_turn, ink, noises, readers, slant, thickness, upright
 
-from adjoint_jax import _build, checkpoints, grids
+from adjoint_jax import _build, _scoring, checkpoints, grids
 from adjoint_jax._misfits import at_least, known, made, positive
 from adjoint_jax._options import Sample
-from adjoint_jax._scoring import _pixels
 from adjoint_jax.checkpoints import _files as layout
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, metrics, npz, pictures, recorded, report
 from adjoint_jax.experiments.engines import GREEDY, drawn, engine
@@ -65,7 +68,9 @@ class Options(OnMesh, Sample):
     flow_vit: str | None = None
     """The weights of the flow ViT, mnist_flow_vit.npz of the shared data, in place of a checkpoint."""
     effects: tuple[str, ...] = ("slant:0.6", "style:bold", "image:8")
-    """slant:NUMBER, style: with bold, thin, outline, hatched, stripes, checkerboard or inverted, image:CLASS or image:FILE.png."""
+    """slant:NUMBER, style: with bold, thin, outline, hatched, stripes, checkerboard or inverted, image:CLASS or image:FILE.png, clip:TEXT."""
+    clip: str | None = None
+    """Of the effects clip: a folder of transformers' CLIPModel with its tokenizer, or the id org/name of one on the hub."""
     classifier: str | None = None
     """A folder with the classifier whose convolutions are the features of a style, and which reads; by default the embedded one of digits."""
     judge: str | None = None
@@ -85,7 +90,8 @@ class Options(OnMesh, Sample):
 
 
 class Model(NamedTuple):
-    """A sampler and its arrays, embeddings of the classes `[C, E]` (or any tree of rows), the shape of x, and its images in [-1, 1]."""
+    """A sampler and its arrays, embeddings of the classes `[C, E]` (or any tree of rows; a prompt is one class), the shape of x, and its images
+    in [-1, 1]."""
 
     sampler: Sampler
     given: Given
@@ -100,7 +106,12 @@ def model(options: Options) -> Model:
         sampler, given, variables = _build.sampler(options)
         if "embedding" not in variables:
             raise ValueError("This checkpoint is unconditional and has no embedding to tune.")
-        return Model(sampler, given, mesh.fetched(given.params["class_embedding"]["embedding"]), variables["x_T"].shape[1:], lambda x: x)
+        if options.prompt is not None:
+            text, null = mesh.fetched((variables["embedding"], given.null))
+            classes = jax.tree.map(lambda text, null: jnp.concatenate([text[:1], null]), text, null)
+        else:
+            classes = mesh.fetched(given.params["class_embedding"]["embedding"])
+        return Model(sampler, given, classes, variables["x_T"].shape[1:], lambda x: x)
     if options.checkpoint is not None or not Path(options.flow_vit).is_file():
         raise ValueError(f"--flow-vit takes the place of --checkpoint, and names mnist_flow_vit.npz of the shared data; got {options.flow_vit}.")
     term, params = load_flow_vit(options.flow_vit)
@@ -131,6 +142,12 @@ class Effect(NamedTuple):
 def effect(name: str, options: Options, found: Model, classifier: tuple[Any, Any], read: dict[str, Callable], own: Callable[[int], Any]) -> Effect:
     """(2), (3) or (4); `own(c)` samples class c."""
     kind, _, what = name.partition(":")
+    size = found.sampler.like(jax.ShapeDtypeStruct((1, *found.shape), jnp.float32)).shape[1:]
+    if kind == "clip":
+        cosine = _scoring.agreement(options.clip, what, size)
+        return Effect(jax.tree_util.Partial(short_of_one, cosine), "brightness", lambda images: ink(images).mean(axis=(1, 2)))
+    if options.prompt is not None and not what.endswith(".png"):
+        raise ValueError(f"The effect {name} is one of digits: with --prompt use image:FILE.png or clip:TEXT.")
     if kind == "slant":
         try:
             lean = float(what)
@@ -141,9 +158,9 @@ def effect(name: str, options: Options, found: Model, classifier: tuple[Any, Any
         wanted = EFFECTS[known("effects style:", what, list(EFFECTS))](own(label(options)))
         return Effect(style_of(*classifier, wanted), "thickness in pixels", thickness)
     if kind != "image":
-        raise ValueError(f"The effect {name} is not known: use slant:NUMBER, style:NAME, image:CLASS or image:FILE.png.")
+        raise ValueError(f"The effect {name} is not known: use slant:NUMBER, style:NAME, image:CLASS, image:FILE.png or clip:TEXT.")
     if what.endswith(".png"):
-        target = _pixels(what, found.shape, "image")
+        target = _scoring._pixels(what, size, "image")
         return Effect(jax.tree_util.Partial(metrics.closeness, target), "ink a pixel", lambda images: ink(images).mean(axis=(1, 2)))
     if not what.isdecimal() or int(what) >= count(found.classes):
         raise ValueError(f"The effect {name} names no class: give image: and a number below {count(found.classes)}.")
@@ -156,12 +173,18 @@ def leaning(lean: Any, images: Any) -> Any:
     return -((slant(images) - lean) ** 2)  # (2)
 
 
+def short_of_one(cosine: Any, images: Any) -> Any:
+    return cosine(images) - 1  # (5)
+
+
 def count(classes: Any) -> int:
     """The number of classes; the last row is the null one's."""
     return len(jax.tree.leaves(classes)[0]) - 1
 
 
 def label(options: Options) -> int:
+    if options.prompt is not None:
+        return 0
     return _build.LABEL if options.label is None else options.label
 
 
@@ -216,6 +239,10 @@ def setting(options: Options) -> Setting:
     if not options.effects or len(set(options.effects)) < len(options.effects):
         raise ValueError(f"--effects are different ones, at least one; got {options.effects}.")
     mesh.make(options.mesh, options.fresh)
+    if options.clip is not None and not any(name.startswith("clip:") for name in options.effects):
+        raise ValueError("--clip is for the effects clip:TEXT, of which there is none: leave it out.")
+    if options.prompt is not None and options.flow_vit is not None:
+        raise ValueError("--flow-vit takes no --prompt: leave one of them out.")
     found, key = model(options), jax.random.key(options.seed)
     if not 0 <= label(options) < count(found.classes):
         raise ValueError(f"The network has the classes 0 to {count(found.classes) - 1}; got --label {label(options)}: give one of them.")
@@ -225,7 +252,7 @@ def setting(options: Options) -> Setting:
     own = lambda c: sampled(found.given, row(c), made_of)  # noqa: E731
     classifier = checkpoints.load_model(checkpoints.EMBEDDED / "classifier" if options.classifier is None else options.classifier)
     module, params = classifier
-    read = readers(lambda images: module.apply({"params": params}, images), options.judge)
+    read = {} if options.prompt is not None else readers(lambda images: module.apply({"params": params}, images), options.judge)
     effects = {name: effect(name, options, found, classifier, read, own) for name in options.effects}
     start = mesh.everywhere(row(label(options)), mesh.of(found.given))
     tuning = Tuning(found, optax.adam(options.learning_rate), options.radius, jax.tree.map(lambda leaf: float(np.linalg.norm(leaf)), start))

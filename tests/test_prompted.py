@@ -2,8 +2,10 @@
 
 import functools
 import json
+import re
 import shutil
 
+import effect
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
-from test_cli import history, refuses
+from test_cli import ROOT, history, refuses
 from test_pipelines import BETAS, SD, VAE, XL, write_tokenizer
 
 import adjoint_jax as aj
@@ -20,6 +22,7 @@ from adjoint_jax._options import Guide
 from adjoint_jax._prompted import LatentSampler
 from adjoint_jax.checkpoints import Pipeline, _models, load_pipeline, save_pipeline
 from adjoint_jax.experiments import metrics, run as run_module
+from adjoint_jax.experiments.options import read_config
 from adjoint_jax.guide import Given, Steering, audit
 from adjoint_jax.models import CLIP, CLIPText, CLIPVision
 from adjoint_jax.models.clip_vision import MEAN, SPREAD
@@ -233,13 +236,50 @@ def test_the_metric_scores_grey_images_by_the_folders_own_numbers(made, tmp_path
     np.testing.assert_allclose(scores, output.image_embeds @ output.text_embeds[0], rtol=1e-4)
 
 
+def wanting(made, out, **changes):
+    """One encoding for two noises, on the pipeline like Stable Diffusion."""
+    given = {"checkpoint": str(made / "sd"), "clip": str(made / "clip"), "prompt": "an owl", "effects": ("clip:low",), "compared": ()}
+    small = {"steps": 2, "batch": 2, "fresh": 2, "iterations": 2, "learning_rate": 0.3, "engine": "discrete"}
+    return effect.Options(out=str(out), **{**given, **small, **changes})
+
+
+def test_an_effect_is_found_for_a_text(made, tmp_path):
+    effect.main(wanting(made, tmp_path / "run"))
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["effects"]["clip:low"]
+    assert np.mean(found["fixed after"]) > np.mean(found["fixed before"])
+    assert all(-2 <= score <= 0 for score in found["fixed after"])
+    with np.load(tmp_path / "run" / "final.npz") as final:
+        assert final["embedding/clip:low/encoder_hidden_states"].shape == (16, 8)
+        assert final["fresh/clip:low"].shape == (2, 8, 8, 3)
+
+
+def test_the_config_holds_known_options():
+    options = effect.Options(**read_config(str(ROOT / "configs" / "effect_text_to_image.toml"), effect.Options))
+    assert all(name.startswith("clip:") for name in options.effects)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"effects": ("style:bold",), "clip": None}, "is one of digits: with --prompt use image:FILE.png or clip:TEXT"),
+        ({"effects": ("image:0",), "clip": None}, "is one of digits: with --prompt"),
+        ({"effects": ("image:a.png",)}, "--clip is for the effects clip:TEXT"),
+        ({"clip": None}, "needs CLIP's networks: give --clip FOLDER"),
+        ({"flow_vit": "any.npz"}, "--flow-vit takes no --prompt"),
+    ],
+)
+def test_effects_that_no_text_has_are_refused(made, tmp_path, changes, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        effect.main(wanting(made, tmp_path / "run", **changes))
+
+
 REFUSED = {
     "no prompt": (("--prompt", "None"), "is a text-to-image pipeline: give --prompt."),
     "label": (("--label", "3"), "has no classes: leave --label out."),
     "negative": (("--negative", "low"), "--negative counts under guidance alone: give --guidance, 7.5 is usual."),
     "size": (("--size", "9"), "--size must be a multiple of 2, the pixels of a latent; got 9."),
     "long": (("--prompt", "x" * 40), "Text 0 has 42 tokens where 16 fit"),
-    "no clip": (("--clip", "None"), "--metric clip needs CLIP's networks: give --clip FOLDER."),
+    "no clip": (("--clip", "None"), "A comparison with a text needs CLIP's networks: give --clip FOLDER."),
     "option of clip": (("--metric", "jax.numpy:mean"), "takes no --clip: leave it out."),
     "no pipeline": (("--checkpoint", "None", "--metric", "jax.numpy:mean", "--clip", "None"), "digits is none: leave it out, or give another"),
     "no text": (("--checkpoint", "None", "--prompt", "None", "--drive", "noise"), "give --prompt or --target-prompt."),
