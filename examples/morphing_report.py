@@ -12,7 +12,7 @@ from adjoint_jax.experiments.statistics import rate, wilson
 SHOWN = 8
 """Pairs in the pictures."""
 BASELINES = ("one of the two faces", "average of pixels")
-LIMITS = """The model is small and was trained on images of these very people (all but the last of each), and the faces are neither aligned
+LIMITS = """The model is small and was trained on images of these very people (all but the last two of each), and the faces are neither aligned
 nor larger than 64 x 64. MobileFace, made for aligned colour images, is weak here: its threshold rejects half of the genuine pairs. ORL has
 forty people, photographed in one place. One recogniser was attacked, with its gradient in hand. So the numbers compare gradients on one
 problem; they say nothing of the security of a deployed system, nor whether a person or a detector would notice these morphs."""
@@ -44,8 +44,8 @@ def judged(made: Any, morphs: np.ndarray, progress: Progress) -> dict[str, Any]:
     a, b = (faces[pairs[:, k], options.image] for k in (0, 1))
     candidates = {("-", BASELINES[0]): a, ("-", BASELINES[1]): np.round((a.astype(np.float64) + b) / 2).astype(np.uint8)}
     candidates |= {(kind, name): morphs[s, m] for s, kind in enumerate(options.samplers) for m, name in enumerate(options.methods)}
-    rows = [{"sampler": kind, "method": name} for kind, name in candidates]
-    rates = {}
+    rows: list[dict[str, Any]] = [{"sampler": kind, "method": name} for kind, name in candidates]
+    rates: dict[str, Any] = {}
     for judge in made.judges:
         known = judge.templates(images)
         found = verification(judge.compare(known, known), people, options.match_rate)
@@ -148,21 +148,24 @@ def _document(made: Any, results: dict[str, Any], progress: Progress, sentence: 
 
 def _engines(results: dict[str, Any], progress: Progress) -> str:
     """Gradients at equal wall time: when the target loss was reached."""
-    lines = []
+    lines, times = [], {}
     for row in (row for row in results["rows"] if "losses" in row):
-        seconds, updates = _seconds(progress, row["sampler"], row["method"]), row["updates_to_target"]
-        share = None if updates is None else updates / (len(row["losses"]) - 1) if len(row["losses"]) > 1 else 1.0
-        reached = "not reached" if share is None else f"{share * seconds:.1f} s"
+        name, updates, seconds = (row["sampler"], row["method"]), row["updates_to_target"], _seconds(progress, row["sampler"], row["method"])
+        if updates is not None:
+            times[name] = seconds * (updates / (len(row["losses"]) - 1) if len(row["losses"]) > 1 else 1)
+        reached = f"{times[name]:.1f} s" if name in times else "not reached"
         work = (f"{row['forward']} + {row['backward']}", row["recogniser_gradients"])
         losses = (f"{row['losses'][k]:.3f}" for k in (0, -1))
-        lines.append((row["sampler"], row["method"], *losses, *work, f"{seconds:.1f} s", "" if updates is None else updates, reached))
+        lines.append((*name, *losses, *work, f"{seconds:.1f} s", "" if updates is None else updates, reached))
     work = ("network, forward + backward a morph", "recogniser gradients a morph")
     head = ("sampler", "method", "first loss", "last loss", *work, "time of a batch", "updates to target", "time to target")
     words = (
         f"Mean loss over all pairs. The target, {results['target']:.3f}, is twice the distance at the threshold: there a morph matches both encoded "
-        "images. Times are of the median batch without compilation; `none` includes the encoding."
+        "images. Times are of the median batch, the first and its compilation left out where there are more; `none` includes the encoding."
     )
-    return report.section("Which gradient gets there first", words, report.table(head, lines))
+    order = [f"{' '.join(name)} ({taken:.1f} s)" for name, taken in sorted(times.items(), key=lambda item: item[1])]
+    first = f"In order of arrival: {', '.join(order)}." if order else "None reached the target."
+    return report.section("Which gradient gets there first", words, first, report.table(head, lines))
 
 
 def _sheet(made: Any, morphs: np.ndarray) -> bytes:
