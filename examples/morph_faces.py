@@ -54,7 +54,7 @@ class Options(Experiment):
     samplers: tuple[str, ...] = ("ode",)
     """ode (DPM-Solver++ 2M); sde (SDE-DPM-Solver++ 2M): injected noises are encoded, along one path for both people, and driven too; sde-own:
     along a path for each."""
-    methods: tuple[str, ...] = ("none", "greedy-dim:20", "published-1:5", "deis:5", "kept")
+    methods: tuple[str, ...] = ("none", "greedy-dim:10", "published-1:5", "deis:5", "kept")
     """none (the averaged start), greedy-dim:K (K updates of the predicted noise at each step of the sampler), or gradients by the names of
     `adjoint_jax.experiments.engines`."""
     pairs: int = 100
@@ -69,7 +69,7 @@ class Options(Experiment):
     """Steps of the sampler."""
     encoding_steps: int = 50
     """Steps of the inversion of the ODE."""
-    iterations: int = 10
+    iterations: int = 8
     """Updates of x_T, z and noises."""
     learning_rate: float = 0.03
     """Of Adam(0.5, 0.9), for x_T and the noises, whose entries have variance 1. Adam does not see a gradient's scale, in favour of wrong ones."""
@@ -173,24 +173,36 @@ class Morphing:
         grid = aj.grids.log_snr(unet.process, self.options.steps)
         return Sampler(unet.network, unet.process, unet.prediction, grid, SAMPLERS[kind])
 
-    @lru_cache(maxsize=8)  # noqa: B019
+    @lru_cache(maxsize=3)  # noqa: B019
     def encoder(self, kind: str) -> Callable:
-        """The jitted way from two batches of images to the averaged start."""
-        take = lambda images, path: encoded(self.model, self.sampler(kind), images, self.options.encoding_steps, path)  # noqa: E731
-        return jax.jit(lambda a, b, path_a, path_b: between(take(a, path_a), take(b, path_b)))
+        """The jitted encoder of images, with paths for an SDE."""
+        return jax.jit(lambda images, path: encoded(self.model, self.sampler(kind), images, self.options.encoding_steps, path))
+
+    @cached_property
+    def inverted(self) -> dict[str, Any]:
+        """Each person's encoding by the ODE."""
+        images, size = as_states(self.faces[:, self.options.image]), self.options.batch
+        padded = jnp.concatenate([images, *[images[:1]] * (-len(images) % size)])
+        parts = [self.encoder("ode")(part, None) for part in jnp.split(padded, len(padded) // size)]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(images)], *parts)
+
+    def encodings(self, kind: str, batch: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Those of both people of the batch's pairs."""
+        options, pairs = self.options, self.pairs[batch * self.options.batch :][: self.options.batch]
+        if kind == "ode":
+            return tuple(jax.tree.map(lambda leaf, k=k: leaf[pairs[:, k]], self.inverted) for k in (0, 1))
+        key, shape = jax.random.fold_in(jax.random.key(options.seed), batch), (len(pairs), options.size // 2, options.size // 2, 4)
+        paths = [jax.random.normal(jax.random.fold_in(key, k), (options.steps, *shape), jnp.float32) for k in (0, 1)]
+        images = [as_states(self.faces[pairs[:, k], options.image]) for k in (0, 1)]
+        return tuple(self.encoder(kind)(images[k], paths[k if kind == "sde-own" else 0]) for k in (0, 1))
 
     @lru_cache(maxsize=2)  # noqa: B019
     def start(self, kind: str, batch: int) -> tuple[Given, dict[str, Any]]:
         """The loss against the batch's pairs, and the averaged start."""
-        options, rows = self.options, self.pairs[batch * self.options.batch :][: self.options.batch]
-        a, b = (self.faces[rows[:, k], options.image] for k in (0, 1))
-        metric = jax.tree_util.Partial(self.score, self.recogniser[1], self.features(a), self.features(b))
-        paths = (None, None)
-        if kind != "ode":
-            key, shape = jax.random.fold_in(jax.random.key(options.seed), batch), (len(rows), options.size // 2, options.size // 2, 4)
-            drawn = [jax.random.normal(jax.random.fold_in(key, k), (options.steps, *shape), jnp.float32) for k in (0, 1)]
-            paths = drawn if kind == "sde-own" else (drawn[0], drawn[0])
-        return Given(self.model.unet.params, jnp.float32(1), None, metric), self.encoder(kind)(as_states(a), as_states(b), *paths)
+        pairs = self.pairs[batch * self.options.batch :][: self.options.batch]
+        wanted = [self.features(self.faces[pairs[:, k], self.options.image]) for k in (0, 1)]
+        metric = jax.tree_util.Partial(self.score, self.recogniser[1], *wanted)
+        return Given(self.model.unet.params, jnp.float32(1), None, metric), between(*self.encodings(kind, batch))
 
     @cached_property
     def score(self) -> Callable:

@@ -172,8 +172,9 @@ def test_encodings_are_decoded(arguments):
     np.testing.assert_allclose(pixels(made.sampler("sde")(given, between(variables, variables))), images, atol=2e-4)
     errors = []
     for steps in ("4", "16"):
-        finer = made_of(arguments, steps=steps)
-        found = finer.sampler("ode")(given, encoded(made.model, finer.sampler("ode"), images, int(steps)))
+        finer = made_of(arguments, **{"steps": steps, "encoding-steps": steps})
+        found = finer.sampler("ode")(given, finer.encodings("ode", 1)[1])
+        images = morph_faces.as_states(finer.faces[finer.pairs[2:, 1], 0])
         errors.append(float(jnp.sqrt(jnp.mean((pixels(found) - images) ** 2))))
     assert errors[1] < 0.5 * errors[0]
 
