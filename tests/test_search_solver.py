@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import search_report
 import search_solver
-from test_cli import SCHEDULER, UNET, save_random
 
 import adjoint_jax as aj
 from adjoint_jax.experiments import command, run as run_module
@@ -20,27 +19,39 @@ pytestmark = pytest.mark.usefixtures("as_the_program_runs")
 COMPARED = ("results.json", "final.npz", "history.jsonl", "schedule_3.json")
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A network of one level, and two grids and one splitting for the usual samplers."""
-    every = _candidates.fixed_grids
+def network(x, t, args):
+    """A smooth v that depends on everything."""
+    shift = args["params"][args["cond"]][:, None, None, None]
+    return jnp.tanh(x * shift + jnp.roll(x, 1, axis=1)) - 0.5 * x * jnp.cos(0.002 * t)
+
+
+PROCESS = aj.VPDiscrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+TERM = aj.DiffusionTerm(network, PROCESS, "v")
+SHAPE = (4, 4, 1)
+
+
+NUMBERS = {"images": 2, "fresh": 3, "shown": 2, "tries": 3, "descents": 0, "starts": 2, "fine_steps": 8, "reference_steps": 12}
+SMALL = search_solver.Options(nfe=(3,), gradient_nfe=3, gradient_images=2, **NUMBERS)
+
+
+def search(out, **changed):
+    """The experiment for a network in a formula, with two grids and one splitting for the usual samplers."""
+    every, params = _candidates.fixed_grids, jnp.linspace(-0.5, 0.7, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search_solver, "SPLITTINGS", ("data",))
         patch.setattr(_candidates, "fixed_grids", lambda *given: {name: every(*given)[name] for name in ("uniform", "log_snr")})
-        checkpoint = save_random(tmp_path_factory.mktemp("net") / "net", UNET.clone(num_class_embeds=4), SCHEDULER)
-        numbers = {"images": 2, "fresh": 3, "shown": 2, "tries": 3, "descents": 0, "starts": 2, "fine_steps": 8, "reference_steps": 12}
-        yield search_solver.Options(checkpoint=checkpoint, size=8, nfe=(3,), gradient_nfe=3, gradient_images=2, **numbers)
+        patch.setattr(search_solver, "problem_of", lambda _: search_solver.Problem(TERM, params, 4, SHAPE, lambda x: x, None))
+        search_solver.main(dataclasses.replace(SMALL, out=str(out), **changed))
 
 
 @pytest.fixture(scope="module")
-def finished(small, tmp_path_factory):
-    options = dataclasses.replace(small, out=str(tmp_path_factory.mktemp("search") / "run"))
-    search_solver.main(options)
-    return tmp_path_factory.getbasetemp() / options.out, options
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("search") / "run"
+    search(out)
+    return out
 
 
-def test_a_run_stopped_twice_ends_in_the_same_bytes(small, finished, tmp_path, monkeypatch):
-    options = dataclasses.replace(small, out=str(tmp_path / "run"), resume=True)
+def test_a_run_stopped_twice_ends_in_the_same_bytes(finished, tmp_path, monkeypatch):
     save = run_module.Run.save
 
     def stopping(run, progress, views=None):
@@ -51,11 +62,11 @@ def test_a_run_stopped_twice_ends_in_the_same_bytes(small, finished, tmp_path, m
     monkeypatch.setattr(run_module.Run, "save", stopping)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            search_solver.main(options)
+            search(tmp_path / "run", resume=True)
     monkeypatch.undo()
-    search_solver.main(options)
+    search(tmp_path / "run", resume=True)
     for name in COMPARED:
-        assert (tmp_path / "run" / name).read_bytes() == (finished[0] / name).read_bytes()
+        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
 
 def relative(x, reference):
@@ -63,7 +74,7 @@ def relative(x, reference):
 
 
 def test_its_numbers_by_other_ways(finished):
-    out, options = finished
+    out = finished
     results = json.loads((out / "results.json").read_text())
     with np.load(out / "final.npz") as file:
         final = {name: file[name].astype(np.float64) for name in file.files}
@@ -72,20 +83,16 @@ def test_its_numbers_by_other_ways(finished):
     for name, found in errors.items():
         np.testing.assert_allclose(row[name], np.prod(found) ** (1 / 3), rtol=1e-5)
     assert row["better"] == sum(np.less(errors["searched"], errors["usual"]))
-    network, params, process, prediction = aj.load(options.checkpoint)
-    term = aj.DiffusionTerm(network, process, prediction)
-    x_T = process.sigma(999.0) * jax.random.normal(jax.random.fold_in(jax.random.key(0), 1), (3, 8, 8, 1))
-    args = {"params": params, "cond": jnp.arange(3)}
+    x_T = PROCESS.sigma(999.0) * jax.random.normal(jax.random.fold_in(jax.random.key(0), 1), (3, *SHAPE))
+    args = {"params": jnp.linspace(-0.5, 0.7, 4), "cond": jnp.arange(3)}
     schedule = aj.Schedule.load(out / "schedule_3.json")
-    np.testing.assert_allclose(aj.sample(term, x_T, args, grid=np.array(schedule.times), solver=schedule), final["searched"][0], atol=1e-4)
+    np.testing.assert_allclose(aj.sample(TERM, x_T, args, grid=np.array(schedule.times), solver=schedule), final["searched"][0], atol=1e-4)
     error, grid = row["families"]["DPM-Solver++(2M)"]
-    own = aj.sample(term, x_T, args, grid=getattr(aj.grids, grid)(process, 3), solver=aj.DPMSolverPP(2))
+    own = aj.sample(TERM, x_T, args, grid=getattr(aj.grids, grid)(PROCESS, 3), solver=aj.DPMSolverPP(2))
     np.testing.assert_allclose(error, np.prod(relative(np.asarray(own), final["reference"])) ** (1 / 3), rtol=1e-2)
 
     def loss(x):
-        made = aj.sample(
-            term, x, {"params": params, "cond": jnp.arange(2)}, grid=np.array(schedule.times), solver=schedule, adjoint=aj.DirectAdjoint()
-        )
+        made = aj.sample(TERM, x, {**args, "cond": jnp.arange(2)}, grid=np.array(schedule.times), solver=schedule, adjoint=aj.DirectAdjoint())
         return sum(jnp.mean((made[i] - final["reference"][1 - i]) ** 2) for i in range(2))
 
     np.testing.assert_allclose(jax.grad(loss)(x_T[:2]), final["gradient_searched"], rtol=1e-3, atol=1e-5)
@@ -94,10 +101,9 @@ def test_its_numbers_by_other_ways(finished):
     assert results["gradients"]["autodiff"][0] < 1e-5
 
 
-def test_schedules_that_were_saved_are_used_again(finished, small, tmp_path):
-    out, _ = finished
-    search_solver.main(dataclasses.replace(small, out=str(tmp_path / "run"), schedules=str(out)))
-    before, after = (json.loads((folder / "results.json").read_text()) for folder in (out, tmp_path / "run"))
+def test_schedules_that_were_saved_are_used_again(finished, tmp_path):
+    search(tmp_path / "run", schedules=str(finished))
+    before, after = (json.loads((folder / "results.json").read_text()) for folder in (finished, tmp_path / "run"))
     assert before == after
     assert "aj.Schedule.load" in (tmp_path / "run" / "report.md").read_text()
 
@@ -131,3 +137,16 @@ def test_every_usual_sampler_has_a_name():
     ]
     assert len(set(names)) == len(names)
     assert set(search_report.NAMES.values()) <= set(names)
+
+
+def test_the_embedded_digits_and_their_reference():
+    problem = search_solver.problem_of(search_solver.Options())
+    assert (problem.shape, problem.classes) == ((28, 28, 1), 10)
+    x_T, args = problem.batch(jax.random.key(0), 12)
+    assert x_T.shape == (12, 28, 28, 1)
+    assert args["cond"].tolist() == [*range(10), 0, 1]
+    grid = problem.finest(400)
+    assert (grid[0], grid[-1]) == (999, 0)
+    assert 300 < len(grid) <= 401
+    assert (np.diff(grid) < 0).all()
+    np.testing.assert_array_equal(grid, np.round(grid))
