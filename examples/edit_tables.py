@@ -126,7 +126,7 @@ TRIPS = (
 EDITS = (
     "The distance is the root mean square over an image's pixels, in [-1, 1], averaged over the images. An edit succeeds where it is read as the "
     "new class; that it is one of this image shows in a distance below that of new noise, and in the pictures. The gradient climbs the first reader, "
-    "so that its row is judged by the other."
+    "so that its row is judged by the other. That a solver comes back exactly does not by itself make its edits better: the table says."
 )
 
 
