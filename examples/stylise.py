@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tuning import EFFECTS, applied, audited_against_exact, in_turn, noises, readers, thickness
+from tuning import EFFECTS, applied, audited_against_exact, in_turn, least_seconds, noises, readers, thickness
 
 from adjoint_jax import _build, checkpoints
 from adjoint_jax._misfits import at_least, known, positive
@@ -239,6 +239,7 @@ def main(options: Options) -> None:
     of = lambda name, tuned: mesh.fetched(gradient(arrays, tuned, jnp.asarray(0), options.batch, name)[0])  # noqa: E731
     ends = {"first": start, "last": finished[options.engines[0]]}
     audited = audited_against_exact(of, ends, options.engines, "LoRA" if options.rank else "weights")
+    seconds = least_seconds({name: partial(of, name, start) for name in options.engines})
     labels = None if arrays.labels is None else np.asarray(mesh.fetched(held["embedding"]))
     wanted = mesh.fetched(styled(options, tuning, arrays))
     results = summary(options, outcome, progress.history, counts, labels, read, audited)
@@ -251,7 +252,7 @@ def main(options: Options) -> None:
         "results.json": layout.to_json(results),
     })  # fmt: skip
     save(options, run.out, mesh.fetched(finished[options.engines[0]]))
-    run.write({"report.md": document(options, config, results, outcome, progress, updates, read, labels, audited)})
+    run.write({"report.md": document(options, config, results, outcome, progress, seconds, read, labels, audited)})
     print(f"{results['claim']} See {run.out / 'report.md'}.")
 
 
@@ -299,10 +300,15 @@ def summary(
         engines.setdefault(name, {}).update(objective=value[name], style=float(each.style.mean()), content=float(each.content.mean()), read=readings)
     first = options.engines[0]
     best = min(options.engines, key=lambda name: value[name])
+    race = {name: engines[name]["reached"] * work(counts[name]) for name in options.engines if engines[name]["reached"] is not None}
+    fastest = "none comes to the goal"
+    if race:
+        soonest = min(race, key=lambda name: race[name])
+        fastest = f"{soonest} is the first at {options.goal:g} of the objective before, for a work of {race[soonest]} evaluations,"
     claim = (
         f"By {first}, the distance from the style falls from {engines['before']['style']:.3f} to {engines[first]['style']:.3f} on held-out noise, "
         f"the likeness to the original sample being {1 - engines[first]['content']:.3f}; of {len(options.engines)} engines with the same work, "
-        f"{best} ends lowest."
+        f"{fastest} and {best} ends lowest."
     )
     errors = [[point, row.adjoint, row.relative_error, row.cosine] for point, row in audited]
     return {"claim": claim, "goal": goal, "held": options.held, "tunings": engines, "audit": errors}
@@ -315,7 +321,7 @@ def lines(options: Options, results: Any) -> dict[str, Any]:
 
 
 def document(
-    options: Options, config: Any, results: Any, outcome: dict[str, Outcome], progress: Any, updates: Any, read: Any, labels: Any, audited: Any
+    options: Options, config: Any, results: Any, outcome: dict[str, Outcome], progress: Any, seconds: Any, read: Any, labels: Any, audited: Any
 ) -> bytes:
     """The report."""
     tunings = results["tunings"]
@@ -325,13 +331,12 @@ def document(
     for name, each in outcome.items():
         right = [rate(tunings[name]["read"][who], options.held) for who in readers]
         rows.append((name, mean(each.style.tolist()), thick[name], mean(each.content.tolist()), *right))
-    seconds = {name: usual(progress, name) for name in options.engines}
     race = []
     for name in options.engines:
         t, reached = tunings[name], tunings[name]["reached"]
         first = ("not reached", "") if reached is None else (reached, f"{reached * seconds[name]:.0f} s")
         race.append((name, f"{t['forward']} + {t['backward']}", t["updates"], f"{seconds[name]:.2f} s", f"{t['objective']:.4f}", *first))
-    total = ", ".join(f"{sum(tunings[name][kind] * count for name, count in updates.items())} {kind}" for kind in ("forward", "backward"))
+    total = ", ".join(f"{sum(tunings[name][kind] * tunings[name]['updates'] for name in options.engines)} {kind}" for kind in ("forward", "backward"))
     what = f"a LoRA of rank {options.rank}" if options.rank else "all weights"
     saved = "`lora.safetensors` holds the LoRA" if options.rank else "`model` holds the weights, which `aj.load` reads"
     return report.document(
@@ -348,22 +353,15 @@ def document(
         ),
         report.section(
             "Engines, with the same work",
-            report.table(("engine", "evaluations", "updates", "one takes", "objective at the end", "updates to the goal", "seconds to it"), race),
+            report.table(("engine", "evaluations", "updates", "one gradient", "objective at the end", "updates to the goal", "seconds to it"), race),
             f"Evaluations of the network are those in one update, forward + backward; the goal is an objective of {results['goal']:.3f}.",
             report.picture("held.png", "The objective against work"),
-            "Seconds are the median update's times the updates, without compilation and looks.",
+            "Seconds are those of one gradient, the least of three taken in turn with the others', and so many of them.",
         ),
         report.audited(audited),
         report.cost(progress.seconds, None, {"network evaluations in all, looks apart": total}),
         report.options(config),
     )
-
-
-def usual(progress: Any, name: str) -> float:
-    """Median seconds of an update without a look."""
-    pairs = zip(progress.history, progress.seconds, strict=True)
-    rows = [(row["held"] is None, seconds) for row, seconds in pairs if row["tuning"] == name]
-    return float(np.median([seconds for plain, seconds in rows if plain] or [seconds for _, seconds in rows]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ A digit's ink is w = (x + 1)/2 clipped to [0, 1], and it has
     upright     the shear, of 41 between -1 and 1, that undone makes sum_u (sum_v w)^2 largest                                  (3)
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +73,17 @@ def audited_against_exact(
         exact = vector("discrete", at)
         rows += [(point, AuditRow(name, what, *compare(vector(name, at), exact))) for name in engines]
     return rows
+
+
+def least_seconds(calls: Mapping[str, Callable[[], Any]], repeats: int = 3) -> dict[str, float]:
+    """Of each compiled call the least wall time, all taken in turn, so that what else the machine does meets all of them."""
+    seconds = dict.fromkeys(calls, np.inf)
+    for _ in range(repeats):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[name] = min(seconds[name], time.perf_counter() - begin)
+    return seconds
 
 
 def _diagonal(images: Any) -> Any:
