@@ -166,7 +166,7 @@ def effect(name: str, options: Options, found: Model, classifier: tuple[Any, Any
         raise ValueError(f"The effect {name} names no class: give image: and a number below {count(found.classes)}.")
     who, reader = list(read.items())[-1]
     metric = jax.tree_util.Partial(metrics.closeness, jnp.mean(own(int(what)), axis=0))
-    return Effect(metric, f"read as a {what} by {who}", lambda images: (reader(images) == int(what)).astype(float))
+    return Effect(metric, f"read as {what} by {who}", lambda images: (reader(images) == int(what)).astype(float))
 
 
 def leaning(lean: Any, images: Any) -> Any:
@@ -349,7 +349,7 @@ def document(at: Setting, options: Options, config: Any, results: Any, progress:
         kept = [f"{first} -> {rate(last, options.fresh)}" for first, last in row["read"].values()]
         checks.append((name, at.effects[name].measured, before, after, *kept))
     heads = ("effect", "fixed, before", "after", "fresh, before", "after", "gain on fresh noise", "fresh images that gain", "|e - e*| / |e*|")
-    reads = [f"still read as a {label(options)} by {who}" for who in at.read]
+    reads = [f"still read as {label(options)} by {who}" for who in at.read]
     return report.document(
         "A visual effect as an embedding",
         f"{results['claim']}\n\n"
