@@ -14,6 +14,7 @@ Sources: Pan et al., AdjointDPM (ICLR 2024), section 5 (gradients in weights thr
 for (2); Clark, Vicol, Swersky & Fleet (ICLR 2024) for DRaFT-K and LoRA; Hu et al. (2021) for LoRA.
 
     python examples/stylise.py --config configs/stylise.toml --out runs/stylise
+    python examples/stylise.py --config configs/stylise_weights.toml --out runs/stylise_weights
 """
 
 import sys

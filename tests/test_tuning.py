@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import effect
 import jax
@@ -22,6 +23,7 @@ from adjoint_jax.checkpoints import lora
 from adjoint_jax.experiments import metrics, run as run_module
 from adjoint_jax.experiments.engines import drawn, engine
 from adjoint_jax.experiments.features import convolutions, style_of
+from adjoint_jax.experiments.options import read_config
 from adjoint_jax.experiments.statistics import interval
 from adjoint_jax.guide import Given, Sampler
 from adjoint_jax.models import ConvClassifier
@@ -251,6 +253,17 @@ def test_engines_that_draw_and_the_interval_of_a_mean():
     values = [1.0, 2.5, 0.5, 3.0]
     wanted = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     np.testing.assert_allclose(interval(values), (1.75, wanted.low, wanted.high))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("stylise", stylise.Options), ("effect", effect.Options)])
+def test_configs_are_options(name, kind):
+    files = list((Path(__file__).parents[1] / "configs").glob(f"{name}*.toml"))
+    assert len(files) > 1
+    for file in files:
+        found = kind(**read_config(str(file), kind))
+        for each in found.engines if name == "stylise" else (found.engine, *found.compared):
+            engine(each)
+        assert f"--config configs/{file.name} --out runs/{file.stem}" in file.read_text()
 
 
 REFUSED = [
