@@ -8,7 +8,7 @@ import numpy as np
 
 from . import mesh
 
-PADDING, WIDTH = 2, 64
+PADDING, WIDTH, MARKED = 2, 64, 8
 
 
 def sheet(images: Any, columns: int | None = None, width: int = WIDTH) -> bytes:
@@ -64,12 +64,15 @@ def curve(history: Sequence[Mapping[str, Any]], name: str) -> bytes:
 
 
 def curves(lines: Mapping[str, tuple[Any, Any]], x: str, y: str, log: bool = False) -> bytes:
-    """A named line `(xs, ys)` each; `log`, both axes logarithmic."""
+    """A named line `(xs, ys)` each; `log`, both axes logarithmic, a few xs marked by their numbers."""
     figure, axes = _figure(x, y)
     for name, (xs, ys) in lines.items():
         axes.plot(xs, ys, marker="." if len(xs) < 30 else None, label=name)
     if log:
         axes.set(xscale="log", yscale="log")
+        if len(places := sorted({float(each) for xs, _ in lines.values() for each in xs})) <= MARKED:
+            axes.set_xticks(places, [f"{place:g}" for place in places], minor=False)
+            axes.set_xticks([], minor=True)
     axes.legend(fontsize=8)
     return _png(figure)
 
