@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from morphing import Greedy, between, encoded, half_way, identity_loss
+from morphing_report import BASELINES
 from recognition import binary_patterns, chi_square, histograms, matched, product_average, threshold, verification
 from shared import ROOT
 from test_cli import SCHEDULER, save_random
@@ -86,7 +87,7 @@ def finished(arguments, tmp_path_factory):
 def test_what_it_writes(finished):
     results = json.loads((finished / "results.json").read_text())
     found = {(row["sampler"], row["method"]): row for row in results["rows"]}
-    assert set(found) == {("-", "one of the two faces"), ("-", "average of pixels"), *((kind, name) for kind in SAMPLERS for name in METHODS)}
+    assert set(found) == {*(("-", name) for name in BASELINES), *((kind, name) for kind in SAMPLERS for name in METHODS)}
     for kind in SAMPLERS:
         losses = found[kind, "discrete"]["losses"]
         assert losses[-1] < losses[0]
