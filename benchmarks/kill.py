@@ -3,11 +3,11 @@
     python benchmarks/kill.py --moments 20 -- adjoint-jax guide --steps 6 --batch 2 --iterations 12 --save-every 1
     python benchmarks/kill.py --moments 20 -- python examples/stylise.py --config configs/stylise.toml --iterations 6
 
-The command gets `--out FOLDER --resume`. Moments are drawn from a seed: one in four is the appearance of a random one of the files that are being
-written, so that the kill falls into a write; the others lie one in each of equal parts of the unbroken run's wall time, from its start (imports,
-compilation) to its end. A run that ends before its moment is started anew, the moment scaled to how long it took. After each kill every file in
-the folder must be whole; after resuming, `final.npz`, `history.jsonl` and `results.json`, where the unbroken run has them, must be the same bytes.
-Prints a table, and ends with status 1 where one of these is not so.
+The command gets `--out FOLDER --resume`. Moments are drawn from a seed: half of them lie one in each of equal parts of the unbroken run's wall
+time, from its start (imports, compilation) to its end; half are the appearance of a random one of the files that are being written, so that the
+kill falls into a write. A run that ends before its moment is started anew, with the moment scaled to how long it took, or an earlier write. After
+each kill every file in the folder must be whole; after resuming, `final.npz`, `history.jsonl` and `results.json`, where the unbroken run has them,
+must be the same bytes. Prints a table, and ends with status 1 where one of these is not so.
 """
 
 import argparse
@@ -51,9 +51,9 @@ class Outcome(NamedTuple):
 
 
 def moments(count: int, writes: int, seed: int) -> list[Moment]:
-    """One in four in a write, the others one in each of as many equal parts of the time."""
+    """Half of them in writes, the others one in each of as many equal parts of the time."""
     rng = random.Random(seed)
-    in_writes = count // 4 if writes else 0
+    in_writes = count // 2 if writes else 0
     timed = count - in_writes
     drawn = [Moment((i + rng.random()) / timed, None) for i in range(timed)]
     return drawn + sorted(Moment(0.0, rng.randint(1, writes)) for _ in range(in_writes))
@@ -143,13 +143,14 @@ def same(one: Path, other: Path) -> bool:
 
 def killed(command: Sequence[str], moment: Moment, expected: float, out: Path, log: Path) -> float | None:
     """Kills a run at its moment; the seconds after its start, or None where it always ended before."""
+    write = moment.write
     for _ in range(TRIALS):
         shutil.rmtree(out, ignore_errors=True)
-        at, write = expected * moment.share, moment.write
+        at = expected * moment.share
         outcome = run(command, out, log, lambda seconds, writes: seconds >= at if write is None else writes >= write)  # noqa: B023, called before they change
         if outcome.status == -signal.SIGKILL:
             return outcome.seconds
-        expected = outcome.seconds
+        expected, write = outcome.seconds, write and max(1, min(write, outcome.writes) * 3 // 4)
     return None
 
 

@@ -64,7 +64,7 @@ def test_moments_are_spread_and_the_same_for_a_seed():
     drawn = KILL["moments"](20, 30, 0)
     assert drawn == KILL["moments"](20, 30, 0) != KILL["moments"](20, 30, 1)
     timed = [moment.share for moment in drawn if moment.write is None]
-    assert [int(15 * share) for share in timed] == list(range(15))
+    assert [int(10 * share) for share in timed] == list(range(10))
     assert len(drawn) == 20
     assert all(1 <= moment.write <= 30 for moment in drawn if moment.write)
 
