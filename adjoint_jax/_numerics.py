@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.experimental import multihost_utils
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -71,6 +72,16 @@ def varying_like(tree: Any, like: Any) -> Any:
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(mark, tree)
+
+
+def fetched(tree: Any) -> Any:
+    """Arrays that this process can read: those in parts on several processes are put together, which all of them have to ask for."""
+
+    def near(leaf: Any) -> Any:
+        far = isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+        return multihost_utils.process_allgather(leaf, tiled=True) if far else leaf
+
+    return jax.tree.map(near, tree)
 
 
 def at_least_float32(dtype: Any) -> Any:

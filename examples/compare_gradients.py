@@ -125,7 +125,9 @@ def compare(options: Options, steering: Steering, given: Given, variables: Any) 
         means = [float(np.mean(each)) for each in metrics]
         reached = next((i for i, mean in enumerate(means) if mean >= options.goal), None)
         row = {"engine": name, "rate": rate, "metric": means, "per_image": metrics[-1].tolist(), "reached": reached}
-        return {"images": state["images"].at[k].set(mesh.fetched(images)), "seconds": state["seconds"].at[k].set(seconds)}, row
+        state = jax.tree.map(np.array, state)
+        state["images"][k], state["seconds"][k] = mesh.fetched(images), seconds
+        return state, row
 
     return step
 
@@ -135,12 +137,12 @@ def main(options: Options) -> None:
     run = Run(Path(options.out), recorded(options), options.resume, options.checkpointer)
     steering, given, variables = _build.steering(dataclasses.replace(options, adjoint="discrete"))
     table = runs(options)
-    start = {"images": jnp.zeros((len(table), *variables["x_T"].shape)), "seconds": jnp.zeros(len(table))}
+    start = {"images": np.zeros((len(table), *variables["x_T"].shape), np.float32), "seconds": np.zeros(len(table))}
     restored = run.restore(start)
     progress = run.follow(iterate(compare(options, steering, given, variables), restored, len(table)), restored, len(table), options.save_every)
     best = chosen(options, progress)
     images = progress.state["images"]
-    read = judged(options, images[jnp.asarray(list(best.values()))], given)
+    read = judged(options, images[list(best.values())], given)
     before = mesh.fetched(steering.sampler(given, variables))
     rows = {"before": before, **{name: images[k] for name, k in best.items()}}
     lines = {

@@ -29,13 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from edit_tables import DRIVEN, EDIT, FRESH, TRIP, Item, Outcome, document, results, views
+from jax.sharding import Mesh
 from judges import Judge, judges
 from labelled import Labelled, labelled
 
 import adjoint_jax as aj
 from adjoint_jax._misfits import at_least, known, positive
 from adjoint_jax.checkpoints._files import to_json
-from adjoint_jax.experiments import Experiment, Run, command, iterate, npz, recorded
+from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, npz, recorded
 from adjoint_jax.experiments.metrics import margin
 from adjoint_jax.guide import Given, Steering, audit
 from adjoint_jax.solvers.cycle import encode_noise
@@ -46,7 +47,7 @@ AUDITED = 10
 
 
 @dataclass(frozen=True)
-class Options(Experiment):
+class Options(OnMesh):
     """Round trips from images to noise and class edits, by DDIM, BDIA, Rex and CycleDiffusion."""
 
     out: str = "runs/invert_and_edit"
@@ -167,14 +168,28 @@ def confidence(kappa: float, logits: Any, labels: Any, images: Any) -> Any:
 
 
 class Editing:
-    """What the run does: `step` is an item. Its state holds each item's images, `[items, B, H, W, C]`."""
+    """What the run does: `step` is an item. Its state holds each item's images, `[items, B, H, W, C]`, on the host; the rest lies on `devices`."""
 
-    def __init__(self, options: Options, setup: Problem, items: Sequence[Item]):
-        self.options, self.setup, self.items, self.programs = options, setup, items, {}
+    def __init__(self, options: Options, setup: Problem, items: Sequence[Item], devices: Mesh | None = None):
+        self.options, self.setup, self.items, self.devices, self.programs = options, setup, items, devices, {}
+        self.params, self.null = mesh.weights(setup.drawn.params, devices), self.shared(setup.drawn.table[-1])
+        self.images = self.spread(setup.images)
+
+    def spread(self, values: Any) -> Any:
+        """One of each image, `[B, ...]`, on the devices."""
+        return mesh.batched(values, self.devices)
+
+    def shared(self, value: Any) -> Any:
+        """What all images share, on the devices."""
+        return mesh.everywhere(value, self.devices)
+
+    def asked(self, labels: np.ndarray) -> Any:
+        """The embeddings of classes, one of each image."""
+        return self.spread(self.setup.drawn.table[labels])
 
     def step(self, state: Any, k: int) -> tuple[Any, dict[str, Any]]:
         item = self.items[k]
-        images = self.driven(item) if item.kind == DRIVEN else self.made(item)
+        images = np.asarray(mesh.fetched(self.driven(item) if item.kind == DRIVEN else self.made(item)))
         change = np.asarray(images, np.float64) - np.asarray(self.setup.images, np.float64)
         row = {
             **item._asdict(),
@@ -182,25 +197,25 @@ class Editing:
             "distance": np.sqrt(np.mean(change**2, axis=(1, 2, 3))).tolist(),
             "readings": {name: judge.read(images).tolist() for name, judge in self.setup.judges.items()},
         }
-        return state.at[k].set(images), row
+        return np.concatenate([state[:k], images[None], state[k + 1 :]]), row
 
     def program(self, way: Callable, method: str, steps: int, guided: bool) -> Callable[..., Any]:
-        """`encode` or `decode`, jitted: of (params, scale, x, embedding, null, key) and (params, scale, code, embedding, null)."""
+        """`encode` or `decode`, jitted: of (params, scale, x or code, embedding, null)."""
         drawn, which = self.setup.drawn, (way, method, steps, guided)
         grid = aj.grids.log_snr(drawn.process, steps)
 
-        def run(params: Any, scale: Any, x: Any, embedding: Any, null: Any, *key: Any) -> Any:
+        def run(params: Any, scale: Any, x: Any, embedding: Any, null: Any) -> Any:
             network = aj.cfg(drawn.network, scale) if guided else drawn.network
             args = {"params": params, "cond": embedding, **({"uncond": null} if guided else {})}
+            key = (jax.random.key(self.options.seed),) if way is encode else ()
             return way(method, aj.DiffusionTerm(network, drawn.process, drawn.prediction), x, args, grid, *key)
 
         return self.programs.setdefault(which, jax.jit(run))
 
     def code(self, method: str, steps: int) -> Any:
         """c of (1)."""
-        drawn, key = self.setup.drawn, jax.random.key(self.options.seed)
-        own = drawn.table[self.setup.own]
-        return self.program(encode, method, steps, False)(drawn.params, jnp.float32(1), self.setup.images, own, drawn.table[-1], key)
+        run = self.program(encode, method, steps, False)
+        return run(self.params, self.shared(jnp.float32(1)), self.images, self.asked(self.setup.own), self.null)
 
     def made(self, item: Item) -> Any:
         """(1), (2), or a sample from new noise."""
@@ -208,28 +223,29 @@ class Editing:
         if item.kind == FRESH:
             key = jax.random.fold_in(jax.random.key(self.options.seed), 1)
             spread = float(drawn.process.sigma(aj.grids.log_snr(drawn.process, item.steps)[0]))
-            code = spread * jax.random.normal(key, images.shape, images.dtype)
+            code = self.spread(spread * jax.random.normal(key, images.shape, images.dtype))
         else:
             code = self.code(item.method, item.steps)
-        asked = drawn.table[self.setup.own if item.kind == TRIP else self.setup.new]
+        asked = self.asked(self.setup.own if item.kind == TRIP else self.setup.new)
         run = self.program(decode, item.method, item.steps, item.guidance != 1)
-        return run(drawn.params, jnp.float32(item.guidance), code, asked, drawn.table[-1])
+        return run(self.params, self.shared(jnp.float32(item.guidance)), code, asked, self.null)
 
     def steering(self, item: Item) -> tuple[Steering, Given, dict[str, Any]]:
         """(3): the problem, and where it starts."""
         setup, options, drawn = self.setup, self.options, self.setup.drawn
-        sampler, given = drawn.sampler(solver_of(item.method), item.steps, item.guidance)
+        sampler, given = drawn.sampler(solver_of(item.method), item.steps, item.guidance, self.devices)
         judge = next(iter(setup.judges.values()))
         logits = jax.tree_util.Partial(judge.logits, judge.params)
         metric = jax.tree_util.Partial(confidence, options.kappa, logits, jnp.asarray(setup.new))
         x_T, noise = self.code(item.method, item.steps)
         steering = Steering(sampler, aj.DiscreteAdjoint(), optax.adam(options.learning_rate), ("x_T", "noise"), "l2", options.radius)
-        return steering, given._replace(metric=metric), {"x_T": x_T, "noise": noise, "embedding": drawn.table[setup.new]}
+        return steering, given._replace(metric=self.shared(metric)), {"x_T": x_T, "noise": noise, "embedding": self.asked(setup.new)}
 
     def driven(self, item: Item) -> Any:
         """(3)."""
         steering, given, variables = self.steering(item)
-        state, update = steering.start(variables).state, jax.jit(steering.update)
+        state = steering.start(variables).state
+        update = mesh.staying(steering.jitted, state)
         for _ in range(self.options.iterations):
             state, _ = update(given, state)
         return jax.jit(lambda given, variables: steering.sampler(given, variables))(given, state.variables)
@@ -240,7 +256,7 @@ class Editing:
         if item.kind != DRIVEN:
             return []
         judge, edit = next(iter(self.setup.judges.values())), Item(EDIT, item.method, item.steps, item.guidance)
-        order = np.argsort(judge.read(self.made(edit)) == self.setup.new, kind="stable")[:AUDITED]
+        order = np.argsort(judge.read(mesh.fetched(self.made(edit))) == self.setup.new, kind="stable")[:AUDITED]
         few = {name: getattr(self.setup, name)[order] for name in ("images", "own", "new")}
         steering, given, variables = Editing(self.options, self.setup._replace(**few), self.items).steering(item)
         adjoints = {"exact, used": aj.DiscreteAdjoint(), f"AdjointDEIS(steps={item.steps})": aj.AdjointDEIS()}
@@ -249,9 +265,9 @@ class Editing:
 
 
 def main(options: Options) -> None:
-    run, setup, items = Run(Path(options.out), recorded(options), options.resume), problem(options), plan(options)
-    editing = Editing(options, setup, items)
-    restored = run.restore(jnp.zeros((len(items), *setup.images.shape), jnp.float32))
+    run, setup, items = Run(Path(options.out), recorded(options), options.resume, options.checkpointer), problem(options), plan(options)
+    editing = Editing(options, setup, items, mesh.make(options.mesh, len(setup.own)))
+    restored = run.restore(np.zeros((len(items), *setup.images.shape), np.float32))
     progress = run.follow(iterate(editing.step, restored, len(items)), restored, len(items), options.save_every)
     found = Outcome(setup.own, setup.new, items, progress.history)
     run.write({"final.npz": npz({"images": setup.images, "own": setup.own, "new": setup.new, "made": progress.state})})

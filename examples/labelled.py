@@ -4,8 +4,10 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from adjoint_jax import _build, checkpoints, grids
+from adjoint_jax.experiments import mesh
 from adjoint_jax.guide import Given, Sampler
 
 
@@ -33,13 +35,14 @@ class Labelled(NamedTuple):
     def classes(self) -> int:
         return len(self.table) - 1
 
-    def sampler(self, solver: Any, steps: int, guidance: float) -> tuple[Sampler, Given]:
-        """On a grid even in lam; without a metric yet. Raises ValueError for a guidance that is not finite."""
+    def sampler(self, solver: Any, steps: int, guidance: float, devices: Mesh | None = None) -> tuple[Sampler, Given]:
+        """On a grid even in lam, the arrays laid out on `devices`; without a metric yet. Raises ValueError for a guidance that is not finite."""
         if not np.isfinite(guidance):
             raise ValueError(f"--guidance must be a finite number; got {guidance}.")
         grid = grids.log_snr(self.process, steps)
         sampler = Sampler(self.network, self.process, self.prediction, grid, solver, guided=guidance != 1)
-        return sampler, Given(self.params, jnp.float32(guidance), self.table[-1], None)
+        params, (scale, null) = mesh.weights(self.params, devices), mesh.everywhere((jnp.float32(guidance), self.table[-1]), devices)
+        return sampler, Given(params, scale, null, None)
 
 
 def labelled(options: Sampling) -> Labelled:

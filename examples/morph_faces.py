@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from mobileface import load_mobileface, recognise
 from morphing import Greedy, Model, between, encoded, identity_loss, score
 from morphing_report import written
@@ -30,7 +31,7 @@ from train_faces import orl_faces, pixels
 import adjoint_jax as aj
 from adjoint_jax import checkpoints
 from adjoint_jax._misfits import at_least, known, positive
-from adjoint_jax.experiments import Experiment, Progress, Run, command, iterate, recorded
+from adjoint_jax.experiments import OnMesh, Progress, Run, command, iterate, mesh, recorded
 from adjoint_jax.experiments.engines import engine
 from adjoint_jax.guide import Given, Sampler, Steering, audit, evaluations
 
@@ -40,7 +41,7 @@ BETAS = (0.5, 0.9)  # those of Greedy-DiM; the usual ones go on where the loss h
 
 
 @dataclass(frozen=True)
-class Options(Experiment):
+class Options(OnMesh):
     """Morphs of pairs of people, by several gradients, judged by two recognisers."""
 
     data: str = "../shared/data"
@@ -124,6 +125,10 @@ class Morphing:
         return Model(unet, lambda images: encoder.apply({"params": params}, images))
 
     @cached_property
+    def devices(self) -> Mesh | None:
+        return mesh.make(self.options.mesh, self.options.batch)
+
+    @cached_property
     def recogniser(self) -> tuple[Callable, Any]:
         folder = Path(self.options.data)
         graph = folder / "MobileFace_Identification_V2-symbol.json"
@@ -198,11 +203,17 @@ class Morphing:
 
     @lru_cache(maxsize=2)  # noqa: B019
     def start(self, kind: str, batch: int) -> tuple[Given, dict[str, Any]]:
-        """The loss against the batch's pairs, and the averaged start."""
+        """The loss against the batch's pairs, and the averaged start, on the devices."""
         pairs = self.pairs[batch * self.options.batch :][: self.options.batch]
         wanted = [self.features(self.faces[pairs[:, k], self.options.image]) for k in (0, 1)]
-        metric = jax.tree_util.Partial(self.score, self.recogniser[1], *wanted)
-        return Given(self.model.unet.params, jnp.float32(1), None, metric), between(*self.encodings(kind, batch))
+        metric = jax.tree_util.Partial(self.score, mesh.everywhere(self.recogniser[1], self.devices), *mesh.batched(wanted, self.devices))
+        given = Given(self.params, mesh.everywhere(jnp.float32(1), self.devices), None, metric)
+        return given, mesh.spread(between(*self.encodings(kind, batch)), self.devices)
+
+    @cached_property
+    def params(self) -> Any:
+        """The UNet's, on the devices."""
+        return mesh.weights(self.model.unet.params, self.devices)
 
     @cached_property
     def score(self) -> Callable:
@@ -218,13 +229,12 @@ class Morphing:
         return jax.jit(lambda given, variables: sampler(given, variables))
 
     @lru_cache(maxsize=64)  # noqa: B019
-    def steering(self, kind: str, method: str) -> tuple[Steering, Callable]:
-        """How a method drives, and its jitted update."""
+    def steering(self, kind: str, method: str) -> Steering:
+        """How a method drives."""
         driven = ("x_T", "embedding") if kind == "ode" else ("x_T", "embedding", "noise")
         rates = {name: self.options.embedding_rate if name == "embedding" else self.options.learning_rate for name in driven}
         optimiser = optax.partition({name: optax.adam(rate, *BETAS) for name, rate in rates.items()}, {name: name for name in rates})
-        steering = Steering(self.sampler(kind), engine(method), optimiser, driven, "norm")
-        return steering, jax.jit(steering.update)
+        return Steering(self.sampler(kind), engine(method), optimiser, driven, "norm")
 
     def morph(self, kind: str, method: str, batch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """The batch's morphs, bytes `[B, H, W]`, and the losses (4) `[B]` at each iterate and of the end."""
@@ -233,15 +243,15 @@ class Morphing:
         if greedy_steps(method):
             given = given._replace(params={"network": given.params, "metric": given.metric})
         elif method != PLAIN:
-            steering, update = self.steering(kind, method)
-            state = steering.start(variables).state
+            state = self.steering(kind, method).start(variables).state
+            update = mesh.staying(self.steering(kind, method).jitted, state)
             for _ in range(self.options.iterations):
                 state, seen = update(given, state)
-                losses.append(-np.asarray(seen.scores))
+                losses.append(-np.asarray(mesh.fetched(seen.scores)))
             variables = state.variables
-        made = as_bytes(pixels(self.sampled(kind, greedy_steps(method))(given, variables)))
-        v = self.features(made)
-        losses.append(np.asarray(identity_loss(jnp.asarray(v), *given.metric.args[1:])))
+        made = as_bytes(pixels(mesh.fetched(self.sampled(kind, greedy_steps(method))(given, variables))))
+        wanted = mesh.fetched(given.metric.args[1:])
+        losses.append(np.asarray(identity_loss(self.features(made), *wanted)))
         if not np.isfinite(losses).all():
             raise FloatingPointError(f"{method} on the {kind} diverged in batch {batch}: use a lower --learning-rate.")
         return made, losses
@@ -318,12 +328,12 @@ def checked(options: Options) -> Morphing:
         raise ValueError(f"--unseen must be from 1 to {images - 1}; got {options.unseen}.")
     if not 0 <= options.image < images - options.unseen:
         raise ValueError(f"--image must be one of the {images - options.unseen} that the model was trained on, from 0; got {options.image}.")
-    _ = made.model, made.recogniser
+    _ = made.model, made.recogniser, made.devices
     return made
 
 
 def main(options: Options) -> None:
-    run = Run(Path(options.out), recorded(options), options.resume)
+    run = Run(Path(options.out), recorded(options), options.resume, options.checkpointer)
     made = checked(options)
     restored: Progress = run.restore(made.begun())
     total = len(made.jobs)

@@ -23,12 +23,14 @@ Zhao et al., UniPC (NeurIPS 2023); Lu et al., DPM-Solver++ (2022); Zhang & Chen,
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from own_network.flow_vit import load_flow_vit
 from search_report import NAMES, Key, claim, errors_picture, loaded, reported, rows_of, samples_picture
 
@@ -36,7 +38,7 @@ import adjoint_jax as aj
 from adjoint_jax import _build, checkpoints
 from adjoint_jax._misfits import at_least
 from adjoint_jax.audit import compare
-from adjoint_jax.experiments import Experiment, Run, command, iterate, npz, recorded
+from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, npz, recorded
 
 FINALISTS = 6
 """Further ones that are measured on fresh noises: the best on the noises of the search."""
@@ -44,7 +46,7 @@ SPLITTINGS = ("data", "noise", 1.0)
 
 
 @dataclass(frozen=True)
-class Options(Experiment):
+class Options(OnMesh):
     """Searches for solver schedules and compares them with the usual samplers."""
 
     out: str = "runs/search_solver"
@@ -93,11 +95,11 @@ class Problem(NamedTuple):
     pixels: Callable[[Any], Any]
     t_end: float | None
 
-    def batch(self, key: Any, count: int) -> tuple[Any, Any]:
-        """(x_T, args), classes in turn."""
+    def batch(self, key: Any, count: int) -> tuple[Any, dict[str, Any]]:
+        """x_T, and what `args` holds of each image: classes in turn."""
         spread = float(self.term.process.sigma(self.fine(2)[0]))
-        args = {"params": self.params} | ({"cond": jnp.arange(count) % self.classes} if self.classes else {})
-        return spread * jax.random.normal(key, (count, *self.shape), jnp.float32), args
+        x_T = spread * jax.random.normal(key, (count, *self.shape), jnp.float32)
+        return x_T, {"cond": jnp.arange(count) % self.classes} if self.classes else {}
 
     def fine(self, steps: int) -> np.ndarray:
         return aj.search.fine_grid(self.term.process, steps, t_end=self.t_end)
@@ -130,35 +132,50 @@ def checked(options: Options) -> Options:
         raise ValueError(f"--nfe are numbers from 2 to one less than --fine-steps, {options.fine_steps}; got {options.nfe}.")
     if options.gradient_nfe not in options.nfe:
         raise ValueError(f"--gradient-nfe must be one of --nfe, {options.nfe}; got {options.gradient_nfe}.")
+    for count in (options.images, options.fresh, options.gradient_images):
+        mesh.make(options.mesh, count)
     if max(options.shown, options.gradient_images) > options.fresh:
         raise ValueError(f"--shown and --gradient-images are of the --fresh noises, {options.fresh}; got {options.shown}, {options.gradient_images}.")
     return options
 
 
-def mean_error(x: Any, reference: Any) -> float:
+def mean_error(x: np.ndarray, reference: np.ndarray) -> float:
     """(1)."""
-    return float(np.exp(np.mean(np.log(aj.search.distances(np.asarray(x), np.asarray(reference))))))
+    return float(np.exp(np.mean(np.log(aj.search.distances(x, reference)))))
 
 
-def solved(problem: Problem, x_T: Any, args: Any, grid: Any, solver: Any) -> Any:
-    return jax.jit(lambda x, args: aj.sample(problem.term, x, args, grid=grid, solver=solver))(x_T, args)
+def host(x: Any) -> np.ndarray:
+    """An array of the devices, here."""
+    return np.asarray(mesh.fetched(x))
 
 
-def gradient(problem: Problem, x_T: Any, args: Any, reference: Any, grid: Any, solver: Any, adjoint: Any = None) -> Any:
-    """dL/dx_T of (2)."""
+def solved(problem: Problem, x_T: Any, args: Any, grid: Any, solver: Any) -> np.ndarray:
+    return host(jax.jit(lambda x, args: aj.sample(problem.term, x, args, grid=grid, solver=solver))(x_T, args))
+
+
+def gradient(problem: Problem, x_T: Any, args: Any, wanted: Any, grid: Any, solver: Any, adjoint: Any = None) -> np.ndarray:
+    """dL/dx_T of (2), `wanted` being r_{b+1}."""
 
     def loss(x: Any, args: Any, wanted: Any) -> Any:
         return jnp.sum((aj.sample(problem.term, x, args, grid=grid, solver=solver, adjoint=adjoint) - wanted) ** 2) / wanted[0].size
 
-    return jax.jit(jax.grad(loss))(x_T, args, jnp.roll(reference, -1, axis=0))
+    return host(jax.jit(jax.grad(loss))(x_T, args, wanted))
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The iterates: the references; then for each number of evaluations the search and the comparison; then the gradients."""
+    """The iterates: the references, for each number of evaluations the search and the comparison, the gradients; their state is on the host."""
 
     options: Options
     problem: Problem
+
+    @cached_property
+    def devices(self) -> Mesh | None:
+        return mesh.make(self.options.mesh, self.options.images)
+
+    @cached_property
+    def params(self) -> Any:
+        return mesh.weights(self.problem.params, self.devices)
 
     @property
     def items(self) -> list[tuple[str, int]]:
@@ -170,11 +187,18 @@ class Steps:
         counts = {"trained": (options.images,), "reference": (options.fresh,)}
         counts |= {name: (len(options.nfe), options.fresh) for name in ("usual", "searched")}
         counts |= {f"gradient_{name}": (options.gradient_images,) for name in ("usual", "searched", "reference")}
-        return {name: jnp.zeros((*count, *shape), jnp.float32) for name, count in counts.items()}
+        return {name: np.zeros((*count, *shape), np.float32) for name, count in counts.items()}
 
-    def noises(self, fresh: bool) -> tuple[Any, Any]:
+    def noises(self, fresh: bool, first: int | None = None) -> tuple[Any, Any]:
+        """(x_T, args) of the comparison or of the search, or of the first so many of them, on the devices."""
         count = self.options.fresh if fresh else self.options.images
-        return self.problem.batch(jax.random.fold_in(jax.random.key(self.options.seed), int(fresh)), count)
+        x_T, args = self.problem.batch(jax.random.fold_in(jax.random.key(self.options.seed), int(fresh)), count)
+        x_T, args = self.spread((x_T[:first], {name: value[:first] for name, value in args.items()}))
+        return x_T, {"params": self.params, **args}
+
+    def spread(self, values: Any) -> Any:
+        """One of each image, on the devices."""
+        return mesh.batched(values, self.devices)
 
     def usual(self, n: int) -> dict[Key, aj.Schedule]:
         found = aj.search.usual(self.problem.term.process, self.problem.fine(self.options.fine_steps), n, SPLITTINGS)
@@ -199,19 +223,19 @@ class Steps:
         options, (x_T, args) = self.options, self.noises(False)
         usual = self.usual(n)
         samples = zip(usual, aj.search.follow(self.problem.term, x_T, args, usual.values()), strict=True)
-        errors = {key: mean_error(x, state["trained"]) for key, x in samples if x is not None}
+        errors = {key: mean_error(host(x), state["trained"]) for key, x in samples if x is not None}
         ranked = sorted((key for key in errors if np.isfinite(errors[key])), key=lambda key: errors[key])
         if options.schedules is not None:
             schedule = aj.Schedule.load(Path(options.schedules) / f"schedule_{n}.json")
         else:
             schedule = aj.search_schedule(
-                self.problem.term, x_T, args, steps=n, grid=self.problem.fine(options.fine_steps), reference=state["trained"],
+                self.problem.term, x_T, args, steps=n, grid=self.problem.fine(options.fine_steps), reference=self.spread(state["trained"]),
                 evaluations=options.tries, descents=options.descents, splittings=SPLITTINGS,
                 starts=[usual[key] for key in ranked[: options.starts]], seed=options.seed,
             )  # fmt: skip
         (found,) = aj.search.follow(self.problem.term, x_T, args, [schedule])
         order = [[*key, errors[key]] for key in ranked]
-        return {}, {"error": mean_error(found, state["trained"]), "schedule": asdict(schedule), "ranked": order}
+        return {}, {"error": mean_error(host(found), state["trained"]), "schedule": asdict(schedule), "ranked": order}
 
     def _compare(self, state: dict[str, Any], history: Any, n: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The schedule and the finalists on fresh noises."""
@@ -221,30 +245,31 @@ class Steps:
         finalists = ranked[:FINALISTS] + [key for key in ranked[FINALISTS:] if key.family in shown]
         schedules = {key: usual[key] for key in finalists}
         best: dict[str, tuple[float, Any, Any]] = {}
-        for key, x in zip(schedules, aj.search.follow(self.problem.term, x_T, args, schedules.values()), strict=True):
+        for key, x in zip(schedules, map(host, aj.search.follow(self.problem.term, x_T, args, schedules.values())), strict=True):
             error = mean_error(x, state["reference"])
             if key.family not in best or error < best[key.family][0]:
                 best[key.family] = error, key, x
         name = min(best, key=lambda family: best[family][0])
         error, key, x = best[name]
-        (found,) = aj.search.follow(self.problem.term, x_T, args, [loaded(history[-1]["schedule"])])
+        (found,) = map(host, aj.search.follow(self.problem.term, x_T, args, [loaded(history[-1]["schedule"])]))
         index = self.options.nfe.index(n)
-        apart = [aj.search.distances(np.asarray(each), np.asarray(state["reference"])) for each in (x, found)]
+        apart = [aj.search.distances(each, state["reference"]) for each in (x, found)]
         row = {
             "searched": mean_error(found, state["reference"]), "usual": error, "best": [*key], "best_name": name,
             "better": int(np.sum(apart[1] < apart[0])), "per_image": {"usual": apart[0].tolist(), "searched": apart[1].tolist()},
             "families": {family: [value[0], value[1].grid] for family, value in sorted(best.items(), key=lambda pair: pair[1][0])},
         }  # fmt: skip
-        return {"usual": state["usual"].at[index].set(x), "searched": state["searched"].at[index].set(found)}, row
+        changed = {name: np.array(state[name]) for name in ("usual", "searched")}
+        changed["usual"][index], changed["searched"][index] = x, found
+        return changed, row
 
     def _gradients(self, state: dict[str, Any], history: Any, n: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Three gradients of (2), and the exact one through the schedule by plain autodiff."""
         count = self.options.gradient_images
-        x_T, args = self.noises(True)
-        x_T, args = x_T[:count], args | ({"cond": args["cond"][:count]} if "cond" in args else {})
+        (x_T, args), wanted = self.noises(True, count), self.spread(np.roll(state["reference"][:count], -1, axis=0))
         searched, compared = (rows_of(history, kind)[n] for kind in ("search", "compare"))
         schedule, best = loaded(searched["schedule"]), self.usual(n)[Key(*compared["best"])]
-        along = lambda grid, solver, adjoint=None: gradient(self.problem, x_T, args, state["reference"][:count], grid, solver, adjoint)  # noqa: E731
+        along = lambda grid, solver, adjoint=None: gradient(self.problem, x_T, args, wanted, grid, solver, adjoint)  # noqa: E731
         exact = along(self.problem.finest(self.options.reference_steps), aj.UniPC(2))
         made = {"searched": along(np.array(schedule.times), schedule), "usual": along(np.array(best.times), best), "reference": exact}
         direct = along(np.array(schedule.times), schedule, aj.DirectAdjoint())
@@ -256,7 +281,7 @@ class Steps:
 
 def main(options: Options) -> None:
     options = checked(options)
-    run, config = Run(Path(options.out), recorded(options), options.resume), recorded(options)
+    run, config = Run(Path(options.out), recorded(options), options.resume, options.checkpointer), recorded(options)
     steps = Steps(options, problem_of(options))
     restored = run.restore(steps.start())
     total, rows = len(steps.items), list(restored.history)

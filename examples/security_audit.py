@@ -33,7 +33,7 @@ from security_tables import RANDOM, Attack, Outcome, document, results, views
 from adjoint_jax._misfits import at_least, positive
 from adjoint_jax.adjoints import DiscreteAdjoint
 from adjoint_jax.checkpoints._files import to_json
-from adjoint_jax.experiments import Experiment, Run, command, iterate, npz, recorded
+from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, npz, recorded
 from adjoint_jax.experiments.engines import GREEDY, engine
 from adjoint_jax.experiments.projections import projection
 from adjoint_jax.guide import Given, Sampler, Variables, audit, evaluations
@@ -46,7 +46,7 @@ ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
-class Options(Experiment):
+class Options(OnMesh):
     """Adversarial initial noise inside an l_inf ball about the original noise: how often is the sample misread, and by whom else?"""
 
     out: str = "runs/security_audit"
@@ -91,7 +91,8 @@ class Problem(NamedTuple):
 
     def against(self, judge: str) -> Given:
         """The arrays that stay, with (2) as the metric."""
-        return self.given._replace(metric=self.judges[judge].margins(jnp.asarray(self.labels)))
+        metric = self.judges[judge].margins(jnp.asarray(self.labels))
+        return self.given._replace(metric=mesh.everywhere(metric, mesh.of(self.variables)))
 
 
 def problem(options: Options) -> Problem:
@@ -107,11 +108,12 @@ def problem(options: Options) -> Problem:
     if not 0 < options.target <= 1:
         raise ValueError(f"--target is a share of the samples, above 0 and at most 1; got {options.target}.")
     drawn = labelled(options)
-    sampler, given = drawn.sampler(DPMSolverPP(2), options.steps, options.guidance)
     labels = np.tile(np.arange(drawn.classes), options.per_class)
+    devices = mesh.make(options.mesh, len(labels))
+    sampler, given = drawn.sampler(DPMSolverPP(2), options.steps, options.guidance, devices)
     noise = sampler.spread * jax.random.normal(jax.random.key(options.seed), (len(labels), *drawn.shape), jnp.float32)
     found, note = judges(options.classifier, options.lenet, drawn.shape, drawn.classes)
-    return Problem(sampler, given, {"x_T": noise, "embedding": drawn.table[labels]}, labels, found, note)
+    return Problem(sampler, given, mesh.spread({"x_T": noise, "embedding": drawn.table[labels]}, devices), labels, found, note)
 
 
 def work(sampler: Sampler, adjoint: Any) -> int:
@@ -155,16 +157,25 @@ def reached(x: Any, start: Any, radius: float) -> float:
 
 
 class Attacks:
-    """What the run does: `step` is a round of an item. Its state holds the noise of every item, `[items, B, H, W, C]`."""
+    """What the run does: `step` is a round of an item. Its state holds the noise of every item, `[items, B, H, W, C]`, on the host."""
 
     def __init__(self, options: Options, setup: Problem, items: Sequence[Attack]):
         self.options, self.setup, self.items = options, setup, items
         self.updates = {name: updater(setup.sampler, engine(name)) for name in options.engines}
         self.draw = jax.jit(lambda given, variables: setup.sampler(given, variables))
 
+    @property
+    def start(self) -> np.ndarray:
+        """x*."""
+        return np.asarray(mesh.fetched(self.setup.variables["x_T"]))
+
+    def spread(self, x: Any) -> Any:
+        """x on the devices."""
+        return mesh.batched(x, mesh.of(self.setup.variables))
+
     def images(self, x: Any) -> Any:
         """x_0(x)."""
-        return self.draw(self.setup.given, {**self.setup.variables, "x_T": x})
+        return mesh.fetched(self.draw(self.setup.given, {**self.setup.variables, "x_T": self.spread(x)}))
 
     def update(self, item: Attack, x: Any) -> Any:
         """(3) once."""
@@ -174,37 +185,40 @@ class Attacks:
 
     def step(self, state: Any, k: int) -> tuple[Any, dict[str, Any]]:
         which, turn = divmod(k, self.options.rounds)
-        item, x, start = self.items[which], state[which], self.setup.variables["x_T"]
+        item, x, start = self.items[which], state[which], self.start
         radius = item.radius * self.setup.sampler.spread
         if item.engine == RANDOM:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.options.seed), 1), k)
-            x = start + radius * jax.random.rademacher(key, start.shape, jnp.float32)
+            x = start + radius * np.asarray(jax.random.rademacher(key, start.shape, jnp.float32))
         else:
+            x = self.spread(x)
             for _ in range(item.updates):
                 x = self.update(item, x)
+        x = np.asarray(mesh.fetched(x))
         images = self.images(x)
         readings = {name: judge.read(images).tolist() for name, judge in self.setup.judges.items()}
         row = {**item._asdict(), "round": turn + 1, "reached": reached(x, start, radius), "readings": readings}
-        return state.at[which].set(x), row
+        return np.concatenate([state[:which], x[None], state[which + 1 :]]), row
 
     def seconds(self, state: Any) -> dict[str, float]:
         """The median time of one update, of each engine, compiled."""
-        found = {}
+        found, x = {}, self.spread(state[0])
         for item in self.items[: len(self.updates)]:
             times = []
             for _ in range(REPEATS + 1):
                 begin = time.perf_counter()
-                jax.block_until_ready(self.update(item, state[0]))
+                jax.block_until_ready(self.update(item, x))
                 times.append(time.perf_counter() - begin)
             found[item.engine] = float(np.median(times[1:]))
         return found
 
 
 def main(options: Options) -> None:
-    run, setup = Run(Path(options.out), recorded(options), options.resume), problem(options)
-    items, start = plan(options, setup), setup.variables["x_T"]
+    run, setup = Run(Path(options.out), recorded(options), options.resume, options.checkpointer), problem(options)
+    items = plan(options, setup)
     attacks, total = Attacks(options, setup, items), len(items) * options.rounds
-    restored = run.restore(jnp.tile(start[None], (len(items), *(1,) * start.ndim)))
+    start = attacks.start
+    restored = run.restore(np.tile(start[None], (len(items), *(1,) * start.ndim)))
     progress = run.follow(iterate(attacks.step, restored, total), restored, total, options.save_every)
     state, before = progress.state, attacks.images(start)
     found = Outcome.of(setup.labels, {name: judge.read(before) for name, judge in setup.judges.items()}, items, progress.history)
@@ -220,9 +234,10 @@ def main(options: Options) -> None:
 
 def audits(options: Options, setup: Problem, x: Any) -> list[tuple[str, Any]]:
     """Each engine's gradient of (2) in the noise against the exact one, before and after the attack on the first reader."""
-    some = setup._replace(labels=setup.labels[:AUDITED])
-    first = {name: value[:AUDITED] for name, value in setup.variables.items()}
-    points = {"first": first, "last": {**first, "x_T": x[:AUDITED]}}
+    devices = mesh.of(setup.variables)
+    few = lambda value: mesh.everywhere(mesh.fetched(value)[:AUDITED], devices)  # noqa: E731
+    some, first = setup._replace(labels=setup.labels[:AUDITED]), {name: few(value) for name, value in setup.variables.items()}
+    points = {"first": first, "last": {**first, "x_T": few(x)}}
     rows = audit(setup.sampler, some.against(next(iter(setup.judges))), points, {name: engine(name) for name in options.engines})
     return [(point, row) for point, row in rows if row.wrt == "x_T"]
 

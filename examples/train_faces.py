@@ -117,7 +117,8 @@ def loss(params: Any, images: Any, key: Any) -> Any:
 
 
 def export(average: Any, folder: Path) -> None:
-    """Writes averaged weights as the folders `unet` and `encoder`."""
+    """Writes averaged weights, in half precision, as the folders `unet` and `encoder`."""
+    average = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), average)
     checkpoints.save(folder / "unet", UNET, average["unet"], SCHEDULER)
     checkpoints.save(folder / "encoder", ENCODER, average["encoder"], None)
 

@@ -13,6 +13,7 @@ from morphing_report import BASELINES
 from recognition import binary_patterns, chi_square, histograms, matched, product_average, threshold, verification
 from shared import ROOT
 from test_cli import SCHEDULER, save_random
+from test_mesh import close
 from train_faces import blocks, pixels
 
 from adjoint_jax.experiments import Run, command, recorded
@@ -114,6 +115,15 @@ def test_a_run_goes_on_after_a_kill_to_the_same_bytes(arguments, finished, tmp_p
     command(morph_faces.main, morph_faces.Options, [*arguments, "--out", str(tmp_path / "run"), "--resume"])
     for name in ("final.npz", "results.json", "history.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_morphs_on_a_mesh_are_those_of_one_device(arguments, tmp_path):
+    for name, more in {"one": (), "several": ("--mesh", "data=2,fsdp=2", "--checkpointer", "orbax")}.items():
+        command(morph_faces.main, morph_faces.Options, [*arguments, "--batch", "4", *more, "--out", str(tmp_path / name)])
+    close(*(dict(np.load(each)) for each in (tmp_path / "several" / "final.npz", tmp_path / "one" / "final.npz")), 1e-3)  # bytes
+    one, several = (json.loads((tmp_path / name / "results.json").read_text())["rows"][-1]["losses"] for name in ("one", "several"))
+    np.testing.assert_allclose(several, one, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

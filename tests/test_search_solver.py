@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import search_report
 import search_solver
+from test_mesh import close
 
 import adjoint_jax as aj
 from adjoint_jax.experiments import command, run as run_module
@@ -67,6 +68,15 @@ def test_a_run_stopped_twice_ends_in_the_same_bytes(finished, tmp_path, monkeypa
     search(tmp_path / "run", resume=True)
     for name in COMPARED:
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_search_on_a_mesh_is_one_on_one_device(tmp_path):
+    even = {"images": 4, "fresh": 4, "gradient_images": 4}
+    for name, more in {"one": {}, "several": {"mesh": "data=2,fsdp=2", "checkpointer": "orbax"}}.items():
+        search(tmp_path / name, **even, **more)
+    close(*(dict(np.load(each)) for each in (tmp_path / "several" / "final.npz", tmp_path / "one" / "final.npz")), 1e-5)
+    assert (tmp_path / "several" / "schedule_3.json").read_bytes() == (tmp_path / "one" / "schedule_3.json").read_bytes()
 
 
 def relative(x, reference):
@@ -142,9 +152,9 @@ def test_every_usual_sampler_has_a_name():
 def test_the_embedded_digits_and_their_reference():
     problem = search_solver.problem_of(search_solver.Options())
     assert (problem.shape, problem.classes) == ((28, 28, 1), 10)
-    x_T, args = problem.batch(jax.random.key(0), 12)
+    x_T, of_each = problem.batch(jax.random.key(0), 12)
     assert x_T.shape == (12, 28, 28, 1)
-    assert args["cond"].tolist() == [*range(10), 0, 1]
+    assert of_each["cond"].tolist() == [*range(10), 0, 1]
     grid = problem.finest(400)
     assert (grid[0], grid[-1]) == (999, 0)
     assert 300 < len(grid) <= 401

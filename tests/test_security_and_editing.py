@@ -15,6 +15,7 @@ from judges import Judge, judges
 from labelled import Labelled, labelled
 from security_tables import RANDOM, Attack, Outcome
 from shared import shared
+from test_mesh import close
 
 import adjoint_jax as aj
 from adjoint_jax import checkpoints
@@ -108,6 +109,15 @@ def test_a_stopped_run_ends_as_an_unbroken_one(whole, make, main, kind, pictures
     finished(main, make(tmp_path / "run", resume=True))
     for name in SAME:
         assert (tmp_path / "run" / name).read_bytes() == (out / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("whole", "make", "main"), [("audited", auditing, security_audit.main), ("edited", editing, invert_and_edit.main)])
+def test_a_run_on_a_mesh_is_one_on_one_device(whole, make, main, tmp_path, request):
+    out = finished(main, make(tmp_path / "run", mesh="data=2,fsdp=2", checkpointer="orbax"))
+    close(*(dict(np.load(each)) for each in (out / "final.npz", request.getfixturevalue(whole) / "final.npz")), 1e-5)
+    with pytest.raises(ValueError, match="does not divide over the 4 devices of --mesh data=4"):
+        main(make(tmp_path / "odd", mesh="data=4", per_class=1))
 
 
 def test_the_margin_is_positive_where_another_class_is_read():

@@ -22,6 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
+from .._numerics import fetched
+
 AXES = DATA, FSDP = ("data", "fsdp")
 IMAGES = P(AXES)
 """Images are spread over both axes."""
@@ -158,16 +160,6 @@ def gradient(objective: Callable[..., Any], mesh: Mesh | None = None, axes: Sequ
         return jax.shard_map(on_each, mesh=mesh, in_specs=(cuts, *specs), out_specs=((P(), IMAGES), cuts))(params, *args)
 
     return share
-
-
-def fetched(tree: Any) -> Any:
-    """Arrays that this process can read: those in parts on several processes are put together, which all of them have to ask for."""
-
-    def near(leaf: Any) -> Any:
-        far = isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
-        return multihost_utils.process_allgather(leaf, tiled=True) if far else leaf
-
-    return jax.tree.map(near, tree)
 
 
 def _images(axis: int) -> P:

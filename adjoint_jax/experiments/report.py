@@ -33,7 +33,7 @@ def audited(rows: Sequence[tuple[str, Any]]) -> str:
     cells = [(point, r.adjoint, r.wrt, f"{r.relative_error:.2e}", f"{r.cosine:.4f}", f"{r.norm_ratio:.3g}") for point, r in rows]
     return section(
         "The gradient against the exact one",
-        "The exact gradient is that of the sampler as it ran, by `DiscreteAdjoint`; the first row of each point is the adjoint that was used.",
+        "The exact gradient is that of the sampler as it ran, by `DiscreteAdjoint`. Where one gradient was used, it is the first row of each point.",
         table(("iterate", "adjoint", "input", "relative error", "cosine", "norm ratio"), cells),
     )
 

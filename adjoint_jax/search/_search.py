@@ -24,6 +24,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import softmax
 
+from .._numerics import fetched
 from .._paths import cheapest_nodes
 from .._traced import in_order
 from ..adjoints import DiscreteAdjoint
@@ -214,7 +215,7 @@ def _cost(term: DiffusionTerm, args: Any, fine: np.ndarray, states: Any) -> np.n
     splitting, at = Splitting(1.0), level(term.process, fine)
     of_x, of_p = output(splitting, term.prediction, at)
     predictions = _predictions(term, jnp.asarray(fine, states.dtype), states, args)
-    x, p = (np.asarray(part, np.float64).reshape(len(fine), -1) for part in (states, predictions))
+    x, p = (np.asarray(part, np.float64).reshape(len(fine), -1) for part in fetched((states, predictions)))
     z, outputs = x / splitting.scale(at)[:, None], of_x[:, None] * x + of_p[:, None] * p
     angle = np.arctan2(at.sigma, at.alpha)
     return np.array([np.linalg.norm(z[i] + (angle - angle[i])[:, None] * outputs[i] - z, axis=1) for i in range(len(fine))])
