@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from own_network.flow_vit import NULL, load_flow_vit
-from tuning import EFFECTS, applied, audited_against_exact, in_turn, ink, noises, readers, slant, thickness, upright
+from tuning import EFFECTS, applied, audited_against_exact, in_turn, ink, noises, readers, refuse_on_a_mesh, slant, thickness, upright
 
 from adjoint_jax import _build, _scoring, checkpoints, grids
 from adjoint_jax._misfits import at_least, known, made, positive
@@ -239,6 +239,7 @@ def setting(options: Options) -> Setting:
     if not options.effects or len(set(options.effects)) < len(options.effects):
         raise ValueError(f"--effects are different ones, at least one; got {options.effects}.")
     mesh.make(options.mesh, options.fresh)
+    refuse_on_a_mesh(options.mesh, (options.engine, *options.compared))
     if options.clip is not None and not any(name.startswith("clip:") for name in options.effects):
         raise ValueError("--clip is for the effects clip:TEXT, of which there is none: leave it out.")
     if options.prompt is not None and options.flow_vit is not None:

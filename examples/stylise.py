@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tuning import EFFECTS, applied, audited_against_exact, in_turn, least_seconds, noises, readers, thickness
+from tuning import EFFECTS, applied, audited_against_exact, in_turn, least_seconds, noises, readers, refuse_on_a_mesh, thickness
 
 from adjoint_jax import _build, checkpoints
 from adjoint_jax._misfits import at_least, known, positive
@@ -161,8 +161,7 @@ def problem(options: Options) -> tuple[Tuning, Arrays, Any, dict[str, Callable]]
     if not options.engines or any(engine(name) == GREEDY for name in options.engines) or len(set(options.engines)) < len(options.engines):
         raise ValueError(f"--engines are different ways through the sampler's steps, at least one and none of them greedy; got {options.engines}.")
     mesh.make(options.mesh, options.held)
-    if options.mesh is not None and any(name.startswith("low-variance") for name in options.engines):
-        raise ValueError("The engine low-variance draws noise for a whole batch, which no device of a --mesh has: leave it out of --engines.")
+    refuse_on_a_mesh(options.mesh, options.engines)
     sampler, given, variables = _build.sampler(replace(options, label=options.label or 0) if _classes(options) else options)
     labels = None
     if "embedding" in variables:

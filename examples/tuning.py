@@ -9,7 +9,7 @@ A digit's ink is w = (x + 1)/2 clipped to [0, 1], and it has
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,12 @@ def in_turn(counts: Mapping[str, int], start: Any, optimiser: optax.GradientTran
         return Tuned(tuned, inner, finished), {"iteration": k, "tuning": name, "update": i, **row}
 
     return Tuned(start, optimiser.init(start), dict.fromkeys(counts, start)), step, len(order)
+
+
+def refuse_on_a_mesh(text: str | None, engines: Iterable[str]) -> None:
+    """Raises ValueError for an engine that a mesh cannot have."""
+    if text is not None and any(name.startswith("low-variance") for name in engines):
+        raise ValueError("The engine low-variance draws noise for a whole batch, which no device of a --mesh has: use another.")
 
 
 def applied(optimiser: optax.GradientTransformation, gradient: Any, tuned: Any, inner: Any) -> tuple[Any, Any, Any]:

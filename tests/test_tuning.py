@@ -274,6 +274,8 @@ REFUSED = [
     (fine_tuning, {"style": "cubist"}, "--style cubist is not known"),
     (fine_tuning, {"judge": "nowhere.npz"}, "There is no file nowhere.npz"),
     (fine_tuning, {"looks": 1}, "--looks must be at least 2"),
+    (fine_tuning, {"mesh": "data=4", "held": 4, "engines": ("low-variance:1",)}, "which no device of a --mesh has"),
+    (embedding, {"mesh": "data=4", "fresh": 4, "engine": "low-variance:1"}, "which no device of a --mesh has"),
     (embedding, {"effects": ("slant:much",)}, "give a number"),
     (embedding, {"effects": ("image:10",)}, "a number below 10"),
     (embedding, {"effects": ("glow:1",)}, "The effect glow:1 is not known"),
