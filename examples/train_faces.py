@@ -60,7 +60,7 @@ PROCESS, PREDICTION = process_from_config(SCHEDULER)
 class Config:
     data: Path = Path("../shared/data")
     out: Path = Path("runs/faces")
-    steps: int = 6000
+    steps: int = 3600
     batch: int = 32
     learning_rate: float = 1e-3
     ema: float = 0.999

@@ -69,6 +69,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_a_file_end_with_it():
+    """Compiled programs are gigabytes by the end of the suite, and files share next to none."""
+    yield
+    jax.clear_caches()
+
+
 QUICK = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}
 
 

@@ -11,10 +11,10 @@ import pytest
 from morphing import Greedy, between, encoded, half_way, identity_loss
 from morphing_report import BASELINES
 from recognition import binary_patterns, chi_square, histograms, matched, product_average, threshold, verification
-from shared import ROOT
+from shared import ROOT, shared
 from test_cli import SCHEDULER, save_random
 from test_mesh import close
-from train_faces import blocks, pixels
+from train_faces import UNET as FACES, blocks, pixels
 
 from adjoint_jax.experiments import Run, command, recorded
 from adjoint_jax.experiments.options import read_config
@@ -157,6 +157,19 @@ def test_half_way_is_slerp_and_the_loss_the_worse_of_two():
     v /= np.linalg.norm(v, axis=-1, keepdims=True)
     worse = [2 * max(1 - v[0, i] @ v[1, i], 1 - v[0, i] @ v[2, i]) for i in range(5)]
     np.testing.assert_allclose(identity_loss(*v), worse, rtol=1e-5)
+
+
+def test_the_faces_at_hand_are_the_network_of_the_script_and_make_faces_of_noise_that_was_a_face():
+    """Faces that the model never saw, to noise and back in twenty steps, with their own encoding and with another's."""
+    made = morph_faces.Morphing(morph_faces.Options(data=str(shared("data")), model=str(ROOT / "examples" / "faces"), steps=20))
+    assert made.model.unet.network.module == FACES
+    faces = morph_faces.as_states(made.faces[:4, -1])
+    x_T, z = (encoded(made.model, made.sampler("ode"), faces, 20)[name] for name in ("x_T", "embedding"))
+    given = Given(made.model.unet.params, jnp.float32(1), None, None)
+    own, other = (pixels(made.sampled("ode", 0)(given, {"x_T": x_T, "embedding": each})) for each in (z, z[::-1]))
+    errors = [float(jnp.sqrt(jnp.mean((each - faces) ** 2))) for each in (own, other)]
+    assert errors[0] < 0.06
+    assert errors[1] > 2 * errors[0]
 
 
 def test_pixels_undo_blocks():
