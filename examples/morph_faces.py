@@ -73,7 +73,9 @@ class Options(OnMesh):
     iterations: int = 8
     """Updates of x_T, z and noises."""
     learning_rate: float = 0.03
-    """Of Adam(0.5, 0.9), for x_T and the noises, whose entries have variance 1. Adam does not see a gradient's scale, in favour of wrong ones."""
+    """Of Adam(0.5, 0.9), for x_T, whose entries have variance 1. Adam does not see a gradient's scale, in favour of wrong ones."""
+    noise_rate: float = 0.0067
+    """Of the same, for the injected noises: N of them move sqrt(N) times as far as x_T alone would."""
     embedding_rate: float = 0.01
     """Of the same, for z."""
     greedy_rate: float = 0.01
@@ -232,8 +234,8 @@ class Morphing:
     def steering(self, kind: str, method: str) -> Steering:
         """How a method drives."""
         driven = ("x_T", "embedding") if kind == "ode" else ("x_T", "embedding", "noise")
-        rates = {name: self.options.embedding_rate if name == "embedding" else self.options.learning_rate for name in driven}
-        optimiser = optax.partition({name: optax.adam(rate, *BETAS) for name, rate in rates.items()}, {name: name for name in rates})
+        rates = {"x_T": self.options.learning_rate, "embedding": self.options.embedding_rate, "noise": self.options.noise_rate}
+        optimiser = optax.partition({name: optax.adam(rates[name], *BETAS) for name in driven}, {name: name for name in driven})
         return Steering(self.sampler(kind), engine(method), optimiser, driven, "norm")
 
     def morph(self, kind: str, method: str, batch: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -313,7 +315,7 @@ def as_bytes(images: Any) -> np.ndarray:
 def checked(options: Options) -> Morphing:
     """Raises ValueError for options that do not fit."""
     at_least(options, 1, "pairs", "batch", "steps", "encoding_steps", "iterations", "save_every", "cells")
-    positive(options, "learning_rate", "embedding_rate", "greedy_rate", "match_rate")
+    positive(options, "learning_rate", "noise_rate", "embedding_rate", "greedy_rate", "match_rate")
     for kind in options.samplers:
         known("samplers", kind, list(SAMPLERS))
     for method in options.methods:
