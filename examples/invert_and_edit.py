@@ -189,7 +189,7 @@ class Editing:
 
     def step(self, state: Any, k: int) -> tuple[Any, dict[str, Any]]:
         item = self.items[k]
-        images = np.asarray(mesh.fetched(self.driven(item) if item.kind == DRIVEN else self.made(item)))
+        images = mesh.host(self.driven(item) if item.kind == DRIVEN else self.made(item))
         change = np.asarray(images, np.float64) - np.asarray(self.setup.images, np.float64)
         row = {
             **item._asdict(),
@@ -197,7 +197,7 @@ class Editing:
             "distance": np.sqrt(np.mean(change**2, axis=(1, 2, 3))).tolist(),
             "readings": {name: judge.read(images).tolist() for name, judge in self.setup.judges.items()},
         }
-        return np.concatenate([state[:k], images[None], state[k + 1 :]]), row
+        return mesh.replaced(state, k, images), row
 
     def program(self, way: Callable, method: str, steps: int, guided: bool) -> Callable[..., Any]:
         """`encode` or `decode`, jitted: of (params, scale, x or code, embedding, null)."""

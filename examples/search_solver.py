@@ -144,13 +144,8 @@ def mean_error(x: np.ndarray, reference: np.ndarray) -> float:
     return float(np.exp(np.mean(np.log(aj.search.distances(x, reference)))))
 
 
-def host(x: Any) -> np.ndarray:
-    """An array of the devices, here."""
-    return np.asarray(mesh.fetched(x))
-
-
 def solved(problem: Problem, x_T: Any, args: Any, grid: Any, solver: Any) -> np.ndarray:
-    return host(jax.jit(lambda x, args: aj.sample(problem.term, x, args, grid=grid, solver=solver))(x_T, args))
+    return mesh.host(jax.jit(lambda x, args: aj.sample(problem.term, x, args, grid=grid, solver=solver))(x_T, args))
 
 
 def gradient(problem: Problem, x_T: Any, args: Any, wanted: Any, grid: Any, solver: Any, adjoint: Any = None) -> np.ndarray:
@@ -159,7 +154,7 @@ def gradient(problem: Problem, x_T: Any, args: Any, wanted: Any, grid: Any, solv
     def loss(x: Any, args: Any, wanted: Any) -> Any:
         return jnp.sum((aj.sample(problem.term, x, args, grid=grid, solver=solver, adjoint=adjoint) - wanted) ** 2) / wanted[0].size
 
-    return host(jax.jit(jax.grad(loss))(x_T, args, wanted))
+    return mesh.host(jax.jit(jax.grad(loss))(x_T, args, wanted))
 
 
 @dataclass(frozen=True)
@@ -223,7 +218,7 @@ class Steps:
         options, (x_T, args) = self.options, self.noises(False)
         usual = self.usual(n)
         samples = zip(usual, aj.search.follow(self.problem.term, x_T, args, usual.values()), strict=True)
-        errors = {key: mean_error(host(x), state["trained"]) for key, x in samples if x is not None}
+        errors = {key: mean_error(mesh.host(x), state["trained"]) for key, x in samples if x is not None}
         ranked = sorted((key for key in errors if np.isfinite(errors[key])), key=lambda key: errors[key])
         if options.schedules is not None:
             schedule = aj.Schedule.load(Path(options.schedules) / f"schedule_{n}.json")
@@ -235,7 +230,7 @@ class Steps:
             )  # fmt: skip
         (found,) = aj.search.follow(self.problem.term, x_T, args, [schedule])
         order = [[*key, errors[key]] for key in ranked]
-        return {}, {"error": mean_error(host(found), state["trained"]), "schedule": asdict(schedule), "ranked": order}
+        return {}, {"error": mean_error(mesh.host(found), state["trained"]), "schedule": asdict(schedule), "ranked": order}
 
     def _compare(self, state: dict[str, Any], history: Any, n: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The schedule and the finalists on fresh noises."""
@@ -245,13 +240,13 @@ class Steps:
         finalists = ranked[:FINALISTS] + [key for key in ranked[FINALISTS:] if key.family in shown]
         schedules = {key: usual[key] for key in finalists}
         best: dict[str, tuple[float, Any, Any]] = {}
-        for key, x in zip(schedules, map(host, aj.search.follow(self.problem.term, x_T, args, schedules.values())), strict=True):
+        for key, x in zip(schedules, map(mesh.host, aj.search.follow(self.problem.term, x_T, args, schedules.values())), strict=True):
             error = mean_error(x, state["reference"])
             if key.family not in best or error < best[key.family][0]:
                 best[key.family] = error, key, x
         name = min(best, key=lambda family: best[family][0])
         error, key, x = best[name]
-        (found,) = map(host, aj.search.follow(self.problem.term, x_T, args, [loaded(history[-1]["schedule"])]))
+        (found,) = map(mesh.host, aj.search.follow(self.problem.term, x_T, args, [loaded(history[-1]["schedule"])]))
         index = self.options.nfe.index(n)
         apart = [aj.search.distances(each, state["reference"]) for each in (x, found)]
         row = {
@@ -259,9 +254,7 @@ class Steps:
             "better": int(np.sum(apart[1] < apart[0])), "per_image": {"usual": apart[0].tolist(), "searched": apart[1].tolist()},
             "families": {family: [value[0], value[1].grid] for family, value in sorted(best.items(), key=lambda pair: pair[1][0])},
         }  # fmt: skip
-        changed = {name: np.array(state[name]) for name in ("usual", "searched")}
-        changed["usual"][index], changed["searched"][index] = x, found
-        return changed, row
+        return {name: mesh.replaced(state[name], index, images) for name, images in (("usual", x), ("searched", found))}, row
 
     def _gradients(self, state: dict[str, Any], history: Any, n: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Three gradients of (2), and the exact one through the schedule by plain autodiff."""

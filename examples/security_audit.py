@@ -162,12 +162,10 @@ class Attacks:
     def __init__(self, options: Options, setup: Problem, items: Sequence[Attack]):
         self.options, self.setup, self.items = options, setup, items
         self.updates = {name: updater(setup.sampler, engine(name)) for name in options.engines}
+        self.given = {name: setup.against(name) for name in setup.judges}
         self.draw = jax.jit(lambda given, variables: setup.sampler(given, variables))
-
-    @property
-    def start(self) -> np.ndarray:
+        self.start = mesh.host(setup.variables["x_T"])
         """x*."""
-        return np.asarray(mesh.fetched(self.setup.variables["x_T"]))
 
     def spread(self, x: Any) -> Any:
         """x on the devices."""
@@ -181,7 +179,7 @@ class Attacks:
         """(3) once."""
         radius = item.radius * self.setup.sampler.spread
         sizes = jnp.float32(radius), jnp.float32(self.options.rate * radius)
-        return self.updates[item.engine](self.setup.against(item.judge), self.setup.variables, x, *sizes)
+        return self.updates[item.engine](self.given[item.judge], self.setup.variables, x, *sizes)
 
     def step(self, state: Any, k: int) -> tuple[Any, dict[str, Any]]:
         which, turn = divmod(k, self.options.rounds)
@@ -194,11 +192,11 @@ class Attacks:
             x = self.spread(x)
             for _ in range(item.updates):
                 x = self.update(item, x)
-        x = np.asarray(mesh.fetched(x))
+        x = mesh.host(x)
         images = self.images(x)
         readings = {name: judge.read(images).tolist() for name, judge in self.setup.judges.items()}
         row = {**item._asdict(), "round": turn + 1, "reached": reached(x, start, radius), "readings": readings}
-        return np.concatenate([state[:which], x[None], state[which + 1 :]]), row
+        return mesh.replaced(state, which, x), row
 
     def seconds(self, state: Any) -> dict[str, float]:
         """The median time of one update, of each engine, compiled."""

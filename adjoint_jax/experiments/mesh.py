@@ -91,8 +91,8 @@ def words(mesh: Mesh | None) -> str:
 
 def put(leaf: Any, sharding: Any) -> Any:
     """An array that every process has, laid out so; each device takes its part."""
-    host = np.asarray(fetched(leaf))
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    whole = host(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def batched(tree: Any, mesh: Mesh | None, axis: int = 0) -> Any:
@@ -160,6 +160,18 @@ def gradient(objective: Callable[..., Any], mesh: Mesh | None = None, axes: Sequ
         return jax.shard_map(on_each, mesh=mesh, in_specs=(cuts, *specs), out_specs=((P(), IMAGES), cuts))(params, *args)
 
     return share
+
+
+def host(leaf: Any) -> np.ndarray:
+    """An array of the devices, in this process's own memory."""
+    return np.asarray(fetched(leaf))
+
+
+def replaced(array: np.ndarray, k: int, entry: Any) -> np.ndarray:
+    """A state on the host with `entry`, an array of the devices, at k."""
+    found = np.array(array)
+    found[k] = host(entry)
+    return found
 
 
 def _images(axis: int) -> P:
