@@ -42,7 +42,6 @@ THINNED = (
     "test_gaussian.py::test_every_process_and_prediction_is_exact",
     "test_gaussian.py::test_every_solver_is_exact",
     "test_gms.py::test_three_moments_of_the_transition",
-    "test_goldens.py::test_published",
     "test_guidance.py::test_exact_gradients_are_those_of_plain_autodiff",
     "test_guidance.py::test_the_gradient_in_the_scale_by_differences",
     "test_guidance.py::test_vmap_over_scales_and_samples_and_one_trace",
