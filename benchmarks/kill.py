@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file
 
 from adjoint_jax.experiments.report import table
 from adjoint_jax.experiments.run import HISTORY, TEMPORARY
@@ -118,6 +119,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".png": read_png,
     ".json": lambda path: json.loads(path.read_text()),
     ".jsonl": read_lines,
+    ".safetensors": load_file,
 }
 
 
