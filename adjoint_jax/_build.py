@@ -69,10 +69,10 @@ def _opened(options: Sample, path: Path) -> Opened:
     """A network of classes, or an unconditional one."""
     _prompted.refuse_text(options, path)
     network, params, process, prediction = checkpoints.load(path)
+    shape = image_shape(options, path, params)
     embedding, null = _embedding(options, params)
     if embedding is None and options.guidance != 1:
         raise ValueError("This checkpoint is unconditional: --guidance needs classes.")
-    shape = (*image_size(options, path), params["conv_in"]["kernel"].shape[2])
     return Opened(partial(Sampler, network, process, prediction, guided=options.guidance != 1), process, params, embedding, null, shape)
 
 
@@ -91,13 +91,16 @@ def _embedding(options: Sample, params: Any) -> tuple[Any, Any]:
     return table[label], table[-1]
 
 
-def image_size(options: Any, path: Path) -> list[int]:
+def image_shape(options: Any, path: Path, params: Any) -> tuple[int, ...]:
+    """`[H, W, C]` of what a UNet2D samples."""
+    if "conv_in" not in params:
+        raise ValueError(f"{path} holds no UNet2D: the command line samples UNets of classes, or a Stable Diffusion folder by --prompt.")
     size = options.size or layout.read_json(layout.folders(path)[0] / layout.CONFIG).get("sample_size")
     if size is None and options.checkpoint is None:
         size = SIZE
     if size is None:
         raise ValueError(f"{path} does not say how large its images are: give --size in pixels.")
-    return np.broadcast_to(size, 2).tolist()
+    return (*np.broadcast_to(size, 2).tolist(), params["conv_in"]["kernel"].shape[2])
 
 
 def optimiser(options: Guide, learning_rate: Any = None) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ from ._misfits import at_least, positive, taken
 from ._options import Guide
 from ._tokens import tokenize
 from .checkpoints import _files as layout
-from .experiments import metrics
+from .experiments import metrics, pictures
 from .models import CLIP, ConvClassifier
 from .models.clip_vision import MEAN, SPREAD
 
@@ -67,7 +67,7 @@ def target(options: Guide) -> int | None:
 
 
 def _image(options: Guide, shape: tuple[int, ...]) -> Any:
-    return jax.tree_util.Partial(metrics.closeness, _pixels(options.target_image, shape, options.metric))
+    return jax.tree_util.Partial(metrics.closeness, _observed(options, shape))
 
 
 def _colour(options: Guide, shape: tuple[int, ...]) -> Any:
@@ -84,14 +84,14 @@ def _layout(options: Guide, shape: tuple[int, ...]) -> Any:
     cells = CELLS if options.cells is None else options.cells
     if any(size % cells for size in shape[:2]):
         raise ValueError(f"--cells must divide the images' sides, {shape[0]} and {shape[1]}; got {cells}.")
-    return jax.tree_util.Partial(partial(metrics.layout, cells), _pixels(options.target_image, shape, "layout"))
+    return jax.tree_util.Partial(partial(metrics.layout, cells), _observed(options, shape))
 
 
 def _inpainting(options: Guide, shape: tuple[int, ...]) -> Any:
-    observed = _pixels(options.target_image, shape, "inpainting")
+    observed = _observed(options, shape)
     if options.seen is None:
         raise ValueError("--metric inpainting needs to know which pixels were seen: give --seen MASK.png, white where they were.")
-    seen = (_pixels(options.seen, (*shape[:2], 1), "inpainting") > 0).astype(jnp.float32)
+    seen = jnp.asarray(pictures.load(options.seen, (*shape[:2], 1)) > 0, jnp.float32)
     if not seen.any():
         raise ValueError(f"{options.seen} is black all over: no pixel was seen.")
     return jax.tree_util.Partial(partial(metrics.inpainting, _noise_level(options)), seen, observed)
@@ -99,7 +99,7 @@ def _inpainting(options: Guide, shape: tuple[int, ...]) -> Any:
 
 def _deblurring(options: Guide, shape: tuple[int, ...]) -> Any:
     blur = BLUR if options.blur is None else options.blur
-    return jax.tree_util.Partial(partial(metrics.deblurring, _noise_level(options), blur), _pixels(options.target_image, shape, "deblurring"))
+    return jax.tree_util.Partial(partial(metrics.deblurring, _noise_level(options), blur), _observed(options, shape))
 
 
 def _clip(options: Guide, shape: tuple[int, ...]) -> Any:
@@ -144,20 +144,10 @@ MADE: dict[str, Callable[[Guide, tuple[int, ...]], Any]] = {
 }  # fmt: skip
 
 
-def _pixels(path: str | None, shape: tuple[int, ...], name: str) -> Any:
-    """A PNG as pixels `[H, W, C]` in [-1, 1]."""
-    from PIL import Image
-
-    if path is None:
-        raise ValueError(f"--metric {name} measures the distance to an image: give --target-image FILE.png.")
-    with Image.open(path) as image:
-        pixels = np.asarray(image, np.float32) / 127.5 - 1
-        mode = image.mode
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    wanted = "L" if shape[-1] == 1 else "RGB"
-    if pixels.shape != shape or mode != wanted:
-        raise ValueError(f"{path} has shape {pixels.shape} and mode {mode} where images are sampled of {shape} and {wanted}: resize or convert it.")
-    return jnp.asarray(pixels)
+def _observed(options: Guide, shape: tuple[int, ...]) -> Any:
+    if options.target_image is None:
+        raise ValueError(f"--metric {options.metric} measures the distance to an image: give --target-image FILE.png.")
+    return jnp.asarray(pictures.load(options.target_image, shape))
 
 
 def _imported(name: str) -> Callable:

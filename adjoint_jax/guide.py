@@ -119,6 +119,8 @@ class Steering:
     project: str = "shell"
     radius: float | None = None
     penalty: float = 0.0
+    updates: int = 1
+    """An iterate's, of which the first is looked at; the others of `GREEDY` draw no sample."""
 
     def start(self, variables: Variables) -> Progress:
         """Before the first iterate."""
@@ -148,12 +150,20 @@ class Steering:
         return jax.jit(self.update)
 
     def update(self, given: Given, state: Steered) -> tuple[Steered, Seen]:
-        """One step of the optimiser on (1): the state after it, and what was seen before it."""
+        """One iterate, steps of the optimiser on (1): the state after it, and what was seen before it."""
+        state, seen = self.updated(given, state)
+        if self.updates > 1:
+            state = jax.lax.fori_loop(1, self.updates, lambda _, state: self.updated(given, state, look=False)[0], state)
+        return state, seen
+
+    def updated(self, given: Given, state: Steered, look: bool = True) -> tuple[Steered, Seen]:
+        """One step of the optimiser. Where `GREEDY` does not `look`, images and scores are those of before."""
 
         def objective(chosen: Variables) -> Any:
             variables = {**state.variables, **chosen}
             if isinstance(self.adjoint, str):
-                scores = given.metric(images := self.sampler(given, jax.lax.stop_gradient(variables)))
+                images = self.sampler(given, jax.lax.stop_gradient(variables)) if look else state.images
+                scores = given.metric(images)
                 climbed = given.metric(self.sampler.guess(given, variables))
             else:
                 climbed = scores = given.metric(images := self.sampler(given, variables, self.adjoint))
@@ -222,8 +232,11 @@ def audit(
     return rows
 
 
-def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint | str) -> tuple[int, int]:
-    """(forward, backward) evaluations of the network for one gradient, a batch counted as one and guidance as two."""
+def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint | str, seen: bool = True) -> tuple[int, int]:
+    """(forward, backward) evaluations of the network for one gradient, a batch counted as one and guidance as two.
+
+    With those of the sample, which `GREEDY` needs only where it is to be `seen`.
+    """
     solver = sampler.solver
     steps, rows = len(sampler.grid) - 1, solver.table(sampler.process, sampler.prediction, sampler.grid)
     stages = np.full(steps, len(solver.pattern.reads)) if rows.active is None else np.sum(rows.active, axis=1)
@@ -232,7 +245,7 @@ def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint | str) -> tup
     if isinstance(adjoint, diffrax.DirectAdjoint) or (isinstance(adjoint, DiscreteAdjoint) and adjoint.keep == "all"):
         forward = once
     if adjoint == GREEDY:
-        forward, backward = once + 1, 1
+        forward, backward = once * seen + 1, 1
     if isinstance(adjoint, LastK | RandomK):
         last = int(stages[-(adjoint.k if isinstance(adjoint, LastK) else adjoint.most or steps) :].sum())
         forward, backward = once + last, last

@@ -17,8 +17,8 @@ import tyro
 import adjoint_jax as aj
 from adjoint_jax.checkpoints import EMBEDDED
 
-sys.path.append(str(Path(__file__).parent.parent / "examples" / "own_network"))
-from lenet import load_lenet
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
+from own_network.lenet import load_lenet
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@
 The command gets `--out FOLDER --resume`. Moments are drawn from a seed: half of them lie one in each of equal parts of the unbroken run's wall
 time, from its start (imports, compilation) to its end; half are the appearance of a random one of the files that are being written, so that the
 kill falls into a write. A run that ends before its moment is started anew, with the moment scaled to how long it took, or an earlier write. After
-each kill every file in the folder must be whole; after resuming, `final.npz`, `history.jsonl` and `results.json`, where the unbroken run has them,
-must be the same bytes. Prints a table, and ends with status 1 where one of these is not so.
+each kill every file in the folder must be whole; after resuming, `final.npz`, `history.jsonl`, `results.json` and weights, where the unbroken run
+has them, must be the same bytes. Prints a table, and ends with status 1 where one of these is not so.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from safetensors.numpy import load_file
 from adjoint_jax.experiments.report import table
 from adjoint_jax.experiments.run import HISTORY, TEMPORARY
 
-COMPARED = ("final.npz", HISTORY, "results.json")
+COMPARED = ("final.npz", HISTORY, "results.json", "**/*.safetensors")
 POLL = 1e-3
 TRIALS = 5
 
@@ -136,7 +136,8 @@ def iterates(folder: Path) -> str:
 
 def differing(one: Path, other: Path) -> list[str]:
     """Those of the files to be compared that are not the same bytes."""
-    return [name for name in COMPARED if (one / name).exists() and not ((other / name).exists() and same(one / name, other / name))]
+    names = [path.relative_to(one) for pattern in COMPARED for path in sorted(one.glob(pattern))]
+    return [str(name) for name in names if not ((other / name).exists() and same(one / name, other / name))]
 
 
 def same(one: Path, other: Path) -> bool:
@@ -177,7 +178,7 @@ def compared(command: Sequence[str], count: int, seed: int, work: Path) -> tuple
     """The number of failures, the rows of the table, and the seconds of the unbroken run."""
     unbroken, log = work / "unbroken", work / "log"
     outcome = run(command, unbroken, log)
-    if outcome.status or not any((unbroken / name).exists() for name in COMPARED):
+    if outcome.status or not any(path for pattern in COMPARED for path in unbroken.glob(pattern)):
         raise SystemExit(f"The unbroken run ended with status {outcome.status}: {log.read_text()[-2000:]}")
     failures, rows = 0, []
     for number, moment in enumerate(moments(count, outcome.writes, seed)):

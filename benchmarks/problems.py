@@ -18,9 +18,9 @@ import numpy as np
 
 import adjoint_jax as aj
 
-sys.path.append(str(Path(__file__).parent.parent / "examples" / "own_network"))
-from flow_vit import load_flow_vit
-from unet64 import START, load_unet64
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
+from own_network.flow_vit import load_flow_vit
+from own_network.unet64 import START, load_unet64
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ adjoint_jax's loops run it. Times are minima of runs that take turns; prints rat
 
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 import tyro
 from costs import table
 from problems import PROBLEMS
-from unet64 import ATTENTION, BLOCKS, GROUPS, WIDTHS
+
+sys.path.append(str(Path(__file__).parent.parent / "examples"))
+from own_network.unet64 import ATTENTION, BLOCKS, GROUPS, WIDTHS
 
 from adjoint_jax._traced import in_order
 from adjoint_jax.checkpoints import _models, _rules

@@ -3,18 +3,18 @@
     python examples/compare_gradients.py --config configs/compare_gradients.toml --out runs/compare_gradients
 
     x_T, z, e  <-  project(Adam(g)),     g = d/d(x_T, z, e) sum_b f(x_0)_b,  exact or as an engine has it     (guide.py, equation 1)
-    iterations(engine) = ceil(iterations (F + B)(exact) / (F + B)(engine)),   F, B evaluations of one gradient        (1)
-    seconds to the goal = (first iterate with mean f >= goal) x (median seconds of that engine's iterates)           (2)
+    updates(engine) = iterations (F + B)(exact) / (F + B)(engine), at least,   F, B evaluations of one update         (1)
+    seconds to the goal = (updates to the first iterate with mean f >= goal) x (least seconds of an update)          (2)
 
 Engines are those of `adjoint_jax.experiments.engines`, and `guided`: no iterates, but guidance by the metric of the network's clean state
 at every step (Chung et al., diffusion posterior sampling, ICLR 2023; Yu et al., FreeDoM, ICCV 2023), at several scales in place of learning
-rates. Every learning rate of every engine is run, and the best at the end is shown: none is handicapped by another's.
-An iterate of the run is one engine at one learning rate.
+rates. Every learning rate of every engine is run, and the one shown that reaches the goal first, or ends highest where none does: no engine is
+handicapped by another's. An iterate is one update, and of the greedy gradient, which needs no sample, as many as cost one of the exact one;
+the sample that is looked at once an iterate is then left out of (1) and (2). An iterate of the run is one engine at one learning rate.
 """
 
 import dataclasses
 import itertools
-import time
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
@@ -25,14 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from lenet import load_lenet
+from own_network.lenet import load_lenet
+from tuning import least_seconds
 
 import adjoint_jax as aj
 from adjoint_jax import _build
 from adjoint_jax._options import Guide
 from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import Progress, Run, command, iterate, mesh, npz, pictures, recorded, report
-from adjoint_jax.experiments.engines import engine
+from adjoint_jax.experiments.engines import GREEDY, engine
 from adjoint_jax.guide import Given, Sampler, Steering, audit, evaluations, steer
 
 GUIDED = "guided"
@@ -58,11 +59,6 @@ class Options(Guide):
     """Runs of an engine between saves."""
 
 
-def runs(options: Options) -> list[tuple[str, float]]:
-    """Each engine at each of its learning rates or scales."""
-    return [(name, rate) for name in options.engines for rate in (options.scales if name == GUIDED else options.learning_rates)]
-
-
 def check(options: Options) -> None:
     """Raises ValueError for options of `guide` that this comparison sets itself."""
     default = Options()
@@ -72,6 +68,8 @@ def check(options: Options) -> None:
         raise ValueError("--engines, --learning-rates and --scales each need a value.")
     if options.engines[0] == GUIDED:
         raise ValueError("The first of --engines is the measure of the others' evaluations: let it be one that iterates, discrete for instance.")
+    if GUIDED in options.engines and options.prompt is not None:
+        raise ValueError("Guided looks at the network's clean state, which with --prompt is no image: leave it out of --engines.")
     for name in options.engines:
         if name != GUIDED:
             engine(name)
@@ -92,63 +90,77 @@ def guided(sampler: Sampler, given: Given, variables: Any, scale: Any) -> Any:
 
 
 def cost(steering: Steering, name: str) -> tuple[int, int]:
-    """(forward, backward) evaluations of one gradient, or of one guided sample."""
+    """(forward, backward) evaluations of one update, or of one guided sample."""
     steps = len(steering.sampler.grid) - 1
-    return (2 * steps, steps) if name == GUIDED else evaluations(steering.sampler, engine(name))
+    return (2 * steps, steps) if name == GUIDED else evaluations(steering.sampler, engine(name), seen=False)
 
 
-def compare(options: Options, steering: Steering, given: Given, variables: Any) -> Any:
-    """A step of the run: one engine at one learning rate, (state, k) -> (state, row)."""
-    first = sum(cost(steering, options.engines[0]))
-    sample = jax.jit(partial(guided, steering.sampler))
-    tuned = optax.inject_hyperparams(lambda learning_rate: _build.optimiser(options, learning_rate))
-    steered = {name: dataclasses.replace(steering, adjoint=engine(name), optimiser=tuned(1.0)) for name in options.engines if name != GUIDED}
+class Race:
+    """What is compared: of each engine the steering, and how many iterates of how many updates it gets; and what guidance makes at once."""
 
-    def at_once(scale: float) -> tuple[Any, float, list[Any]]:
-        """The images of guidance, and the seconds that they take the second time."""
-        jax.block_until_ready(sample(given, variables, scale))
-        begin = time.perf_counter()
-        images = jax.block_until_ready(sample(given, variables, scale))
-        return images, time.perf_counter() - begin, [np.asarray(mesh.fetched(given.metric(images)), np.float64)]
+    def __init__(self, options: Options, steering: Steering, given: Given, variables: Any) -> None:
+        self.options, self.steering, self.given, self.variables = options, steering, given, variables
+        self.runs = [(name, rate) for name in options.engines for rate in (options.scales if name == GUIDED else options.learning_rates)]
+        first = sum(cost(steering, options.engines[0]))
+        tuned = optax.inject_hyperparams(lambda learning_rate: _build.optimiser(options, learning_rate))(1.0)
+        self.steered, self.iterations = {}, {}
+        for name in (name for name in options.engines if name != GUIDED):
+            spent = sum(cost(steering, name))
+            updates = max(1, first // spent) if name == GREEDY else 1
+            self.steered[name] = dataclasses.replace(steering, adjoint=engine(name), optimiser=tuned, updates=updates)
+            self.iterations[name] = ceil(options.iterations * first / (spent * updates))
+        self.sample = jax.jit(partial(guided, steering.sampler))
 
-    def in_turns(name: str, rate: float) -> tuple[Any, float, list[Any]]:
-        """The last images of an engine's iterates, the median of their seconds, and all their metrics."""
-        start = steered[name].start(variables)
+    def start(self, name: str, rate: float) -> Progress:
+        """Before an engine's first iterate, Adam at that rate."""
+        start = self.steered[name].start(self.variables)
         optimiser = start.state.optimiser._replace(hyperparams={"learning_rate": jnp.float32(rate)})
-        count = ceil(options.iterations * first / sum(cost(steering, name)))
-        *_, last = steer(steered[name], given, start._replace(state=mesh.together(start.state._replace(optimiser=optimiser))), count)
-        return last.state.images, float(np.median(last.seconds[1:])), [np.asarray(row["per_image"], np.float64) for row in last.history]
+        return start._replace(state=mesh.together(start.state._replace(optimiser=optimiser)))
 
-    def step(state: Any, k: int) -> tuple[Any, dict[str, Any]]:
-        name, rate = runs(options)[k]
-        images, seconds, metrics = at_once(rate) if name == GUIDED else in_turns(name, rate)
+    def made(self, name: str, rate: float) -> tuple[Any, list[Any]]:
+        """The last images of an engine, and the metric of all images at each iterate."""
+        if name == GUIDED:
+            images = self.sample(self.given, self.variables, rate)
+            return images, [np.asarray(mesh.fetched(self.given.metric(images)), np.float64)]
+        *_, last = steer(self.steered[name], self.given, self.start(name, rate), self.iterations[name])
+        return last.state.images, [np.asarray(row["per_image"], np.float64) for row in last.history]
+
+    def step(self, state: Any, k: int) -> tuple[Any, dict[str, Any]]:
+        """One engine at one learning rate."""
+        name, rate = self.runs[k]
+        images, metrics = self.made(name, rate)
         means = [float(np.mean(each)) for each in metrics]
-        reached = next((i for i, mean in enumerate(means) if mean >= options.goal), None)
-        row = {"engine": name, "rate": rate, "metric": means, "per_image": metrics[-1].tolist(), "reached": reached}
-        return {"images": mesh.replaced(state["images"], k, images), "seconds": mesh.replaced(state["seconds"], k, seconds)}, row
+        reached = next((i for i, mean in enumerate(means) if mean >= self.options.goal), None)
+        updates = 0 if name == GUIDED else self.steered[name].updates
+        row = {"engine": name, "rate": rate, "updates": updates, "metric": means, "per_image": metrics[-1].tolist(), "reached": reached}
+        return mesh.replaced(state, k, images), row
 
-    return step
+    def seconds(self) -> dict[str, float]:
+        """Of one update of each engine, the greedy one's look left out, and of one guided sample."""
+        rate = self.options.learning_rates[0]
+        update = jax.jit(lambda name, given, state: self.steered[name].updated(given, state, look=False)[0].variables, static_argnums=0)
+        calls = {name: partial(update, name, self.given, self.start(name, rate).state) for name in self.steered}
+        if GUIDED in self.options.engines:
+            calls[GUIDED] = partial(self.sample, self.given, self.variables, self.options.scales[0])
+        return least_seconds(calls)
 
 
 def main(options: Options) -> None:
     check(options)
     run = Run(Path(options.out), recorded(options), options.resume, options.checkpointer)
     steering, given, variables = _build.steering(dataclasses.replace(options, adjoint="discrete"))
-    table = runs(options)
-    start = {"images": np.zeros((len(table), *variables["x_T"].shape), np.float32), "seconds": np.zeros(len(table))}
-    restored = run.restore(start)
-    progress = run.follow(iterate(compare(options, steering, given, variables), restored, len(table)), restored, len(table), options.save_every)
-    best = chosen(options, progress)
-    images = progress.state["images"]
+    race = Race(options, steering, given, variables)
+    total = len(race.runs)
+    restored = run.restore(np.zeros((total, *steering.sampler.like(variables["x_T"]).shape), np.float32))
+    progress = run.follow(iterate(race.step, restored, total), restored, total, options.save_every)
+    best, seconds = chosen(progress), race.seconds()
+    images = progress.state
     read = judged(options, images[list(best.values())], given)
     before = mesh.fetched(steering.sampler(given, variables))
     rows = {"before": before, **{name: images[k] for name, k in best.items()}}
-    lines = {
-        name: (np.arange(len(row["metric"])) * seconds, row["metric"])
-        for name, row, seconds in ((name, progress.history[k], float(progress.state["seconds"][k])) for name, k in best.items())
-        if name != GUIDED
-    }
-    results = {name: {key: progress.history[k][key] for key in ("rate", "reached", "metric", "per_image")} for name, k in best.items()}
+    metrics = {name: progress.history[k]["metric"] for name, k in best.items() if name != GUIDED}
+    lines = {name: (np.arange(len(metric)) * race.steered[name].updates * seconds[name], metric) for name, metric in metrics.items()}
+    results = {name: {key: progress.history[k][key] for key in ("rate", "updates", "reached", "metric", "per_image")} for name, k in best.items()}
     run.write(
         {
             "final.npz": npz({"before": before, "images": images}),
@@ -159,13 +171,13 @@ def main(options: Options) -> None:
     )
     adjoints = {name: engine(name) for name in options.engines if name != GUIDED}
     audited = audit(steering.sampler, given, {"first": variables}, adjoints)
-    lead, body = claims(options, steering, progress, best, read)
+    lead, body = claims(race, progress, best, seconds, read)
     sections = (body, report.audited(audited), report.cost(progress.seconds), report.options(recorded(options)))
     run.write({"report.md": report.document("Gradients compared on guided generation", lead, *sections)})
     print(f"{lead.splitlines()[0]} See {run.out / 'report.md'}.")
 
 
-def chosen(options: Options, progress: Progress) -> dict[str, int]:
+def chosen(progress: Progress) -> dict[str, int]:
     """The run of each engine that reaches the goal first, or where none does, the highest metric at its end."""
 
     def merit(k: int) -> tuple[float, float]:
@@ -185,28 +197,35 @@ def judged(options: Options, images: Any, given: Given) -> list[float] | None:
     return [float(np.mean(np.argmax(lenet(each), axis=1) == target)) for each in images]
 
 
-def claims(options: Options, steering: Steering, progress: Progress, best: dict[str, int], read: list[float] | None) -> tuple[str, str]:
+def claims(race: Race, progress: Progress, best: dict[str, int], seconds: dict[str, float], read: list[float] | None) -> tuple[str, str]:
     """The sentence and the table that the comparison comes to."""
-    first = sum(cost(steering, options.engines[0]))
-    lines, times = [], {}
+    options, first, lines, times = race.options, sum(cost(race.steering, race.options.engines[0])), [], {}
     for i, (name, k) in enumerate(best.items()):
-        row, seconds = progress.history[k], float(progress.state["seconds"][k])
-        forward, backward = cost(steering, name)
-        reached = row["reached"]
+        row, (forward, backward) = progress.history[k], cost(race.steering, name)
+        reached, updates = row["reached"], row["updates"]
         if reached is not None and name != GUIDED:
-            times[name] = reached * seconds
-        cells = (forward, backward, f"{(forward + backward) / first:.2f}", row["rate"], len(row["metric"]) - 1, f"{1e3 * seconds:.0f}")
-        came = ("-" if reached is None else reached, f"{times[name]:.2f}" if name in times else "-", f"{row['metric'][-1]:.3g}")
+            times[name] = reached * updates * seconds[name]
+        cells = (
+            forward,
+            backward,
+            f"{(forward + backward) / first:.2f}",
+            row["rate"],
+            (len(row["metric"]) - 1) * updates,
+            f"{1e3 * seconds[name]:.0f}",
+        )
+        came = ("-" if reached is None else reached * updates, f"{times[name]:.2f}" if name in times else "-", f"{row['metric'][-1]:.3g}")
         lines.append((name, *cells, *came, *(() if read is None else (f"{100 * read[i]:.0f} %",))))
     order = sorted(times, key=lambda name: times[name])
     lead = f"Goal: {_build.describe(options)}, mean at least {options.goal:g}. "
     lead += f"First by wall time: {', '.join(f'{name} ({times[name]:.2f} s)' for name in order)}." if order else "No engine reached it."
     never = [name for name in best if name not in times and name != GUIDED]
     lead += f" Never: {', '.join(never)}." if never and order else ""
-    head = ("engine", "forward", "backward", "relative cost", "rate or scale", "iterates", "ms", "iterates to goal", "s to goal", "metric at end")
+    head = ("engine", "forward", "backward", "relative cost", "rate or scale", "updates", "ms", "updates to goal", "s to goal", "metric at end")
     body = report.section(
         "Engines at equal network evaluations",
-        "Each at its best learning rate (scale, for guided). Seconds are the median of an iterate, compilation left out; guided is one sample.",
+        "Each at the learning rate (scale, for guided) that reaches the goal first, or ends highest where none does. Seconds are the least of an "
+        "update, all engines' taken in turn; guided is one sample. The greedy gradient needs no sample: many of its updates are one iterate, after "
+        "which its sample is looked at, outside of its time and evaluations.",
         report.table((*head, *(() if read is None else ("LeNet reads the target",))), lines),
         report.picture("metric.png", "the metric against seconds"),
         report.picture("images.png", "images of each engine"),

@@ -160,7 +160,7 @@ def effect(name: str, options: Options, found: Model, classifier: tuple[Any, Any
     if kind != "image":
         raise ValueError(f"The effect {name} is not known: use slant:NUMBER, style:NAME, image:CLASS, image:FILE.png or clip:TEXT.")
     if what.endswith(".png"):
-        target = _scoring._pixels(what, size, "image")
+        target = jnp.asarray(pictures.load(what, size))
         return Effect(jax.tree_util.Partial(metrics.closeness, target), "ink a pixel", lambda images: ink(images).mean(axis=(1, 2)))
     if not what.isdecimal() or int(what) >= count(found.classes):
         raise ValueError(f"The effect {name} names no class: give image: and a number below {count(found.classes)}.")

@@ -52,5 +52,5 @@ def labelled(options: Sampling) -> Labelled:
     table = params.get("class_embedding", {}).get("embedding")
     if table is None:
         raise ValueError(f"{path} has no table of class embeddings: give a checkpoint that is asked for classes.")
-    shape = (*_build.image_size(options, path), params["conv_in"]["kernel"].shape[2])
+    shape = _build.image_shape(options, path, params)
     return Labelled(network, params, process, prediction, table, shape)

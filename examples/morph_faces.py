@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from mobileface import load_mobileface, recognise
 from morphing import Greedy, Model, between, encoded, identity_loss, score
 from morphing_report import written
+from own_network.mobileface import load_mobileface, recognise
 from recognition import chi_square, histograms
 from train_faces import orl_faces, pixels
 

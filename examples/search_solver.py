@@ -120,7 +120,7 @@ def problem_of(options: Options) -> Problem:
     path = _build.DIGITS if options.checkpoint is None else checkpoints.fetched(options.checkpoint)
     network, params, process, prediction = checkpoints.load(path)
     table = params.get("class_embedding", {}).get("embedding")
-    shape = (*_build.image_size(options, path), params["conv_in"]["kernel"].shape[2])
+    shape = _build.image_shape(options, path, params)
     return Problem(aj.DiffusionTerm(network, process, prediction), params, 0 if table is None else len(table) - 1, shape, lambda x: x, options.t_end)
 
 

@@ -17,9 +17,9 @@ attacks (ICLR 2018), for (3); Carlini & Wagner, Towards evaluating the robustnes
 """
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +29,9 @@ import numpy as np
 from judges import Judge, judges
 from labelled import labelled
 from security_tables import RANDOM, Attack, Outcome, document, results, views
+from tuning import least_seconds
 
 from adjoint_jax._misfits import at_least, positive
-from adjoint_jax.adjoints import DiscreteAdjoint
 from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, npz, recorded
 from adjoint_jax.experiments.engines import GREEDY, engine
@@ -40,8 +40,8 @@ from adjoint_jax.guide import Given, Sampler, Variables, audit, evaluations
 from adjoint_jax.solvers import DPMSolverPP
 
 EXACT = ("kept", "discrete", "direct")
-AUDITED, REPEATS = 10, 3
-"""Images of the gradient's audit, and updates of which the median is timed."""
+AUDITED = 10
+"""Images of the audit of the gradient."""
 ROUNDING = 1e-3
 
 
@@ -116,15 +116,15 @@ def problem(options: Options) -> Problem:
     return Problem(sampler, given, mesh.spread({"x_T": noise, "embedding": drawn.table[labels]}, devices), labels, found, note)
 
 
-def work(sampler: Sampler, adjoint: Any) -> int:
-    """Network evaluations of one gradient, forward and backward; the greedy one needs no sample."""
-    return sum(evaluations(sampler, adjoint)) - (evaluations(sampler, DiscreteAdjoint())[1] if adjoint == GREEDY else 0)
+def work(sampler: Sampler, name: str) -> int:
+    """Network evaluations of one update, forward and backward."""
+    return sum(evaluations(sampler, engine(name), seen=False))
 
 
 def plan(options: Options, setup: Problem) -> list[Attack]:
     """The items in their order: the race, then the curves of each reader, then random signs."""
-    first, exact = next(iter(setup.judges)), work(setup.sampler, engine(options.engines[0]))
-    updates = {name: max(1, round(exact / work(setup.sampler, engine(name)))) for name in options.engines}
+    first, exact = next(iter(setup.judges)), work(setup.sampler, options.engines[0])
+    updates = {name: max(1, round(exact / work(setup.sampler, name))) for name in options.engines}
     race = [Attack(first, name, options.main_radius, count) for name, count in updates.items()]
     curves = [Attack(judge, options.engines[0], radius, 1) for judge in setup.judges for radius in options.radii]
     return [*race, *(item for item in curves if item not in race), *(Attack("", RANDOM, radius, 1) for radius in options.radii)]
@@ -199,16 +199,9 @@ class Attacks:
         return mesh.replaced(state, which, x), row
 
     def seconds(self, state: Any) -> dict[str, float]:
-        """The median time of one update, of each engine, compiled."""
-        found, x = {}, self.spread(state[0])
-        for item in self.items[: len(self.updates)]:
-            times = []
-            for _ in range(REPEATS + 1):
-                begin = time.perf_counter()
-                jax.block_until_ready(self.update(item, x))
-                times.append(time.perf_counter() - begin)
-            found[item.engine] = float(np.median(times[1:]))
-        return found
+        """The least time of one update, of each engine, compiled."""
+        x = self.spread(state[0])
+        return least_seconds({item.engine: partial(self.update, item, x) for item in self.items[: len(self.updates)]})
 
 
 def main(options: Options) -> None:

@@ -191,9 +191,7 @@ def _classes(options: Options) -> bool:
 def styled(options: Options, tuning: Tuning, arrays: Arrays) -> Any:
     """The style's images: a PNG, or what a formula makes of samples of the network."""
     if Path(options.style).suffix == ".png":
-        from adjoint_jax._scoring import _pixels
-
-        return _pixels(options.style, tuning.shape, "style")[None]
+        return jnp.asarray(pictures.load(options.style, tuning.shape))[None]
     made = EFFECTS[known("style", options.style, list(EFFECTS))]
     variables = tuning.variables(arrays, jax.random.fold_in(arrays.key, STYLE), options.held)
     return made(jax.jit(tuning.sampler.__call__)(arrays.given, variables))

@@ -39,8 +39,8 @@ def written(options, name):
 def test_it_runs_every_engine_for_equal_evaluations(finished):
     results = json.loads(written(finished, "results.json"))
     assert list(results["engines"]) == sorted(ENGINES)
-    counts = {name: len(row["metric"]) - 1 for name, row in results["engines"].items()}
-    assert counts == {"discrete": 2, "last-k:1": 4, "greedy": 4, "guided": 0}  # of 12, 6 and 6 evaluations a gradient; a guided sample is one
+    counts = {name: (len(row["metric"]) - 1, row["updates"]) for name, row in results["engines"].items()}
+    assert counts == {"discrete": (2, 1), "last-k:1": (4, 1), "greedy": (2, 6), "guided": (0, 0)}  # of 12, 6 and 2 evaluations an update
     exact = results["engines"]["discrete"]
     assert exact["metric"][-1] > exact["metric"][0]
     starts = {row["metric"][0] for name, row in results["engines"].items() if name != "guided"}
@@ -78,7 +78,9 @@ def test_a_stopped_comparison_goes_on_to_the_same_bytes(finished, tmp_path, monk
         ({"learning_rate": 0.3}, "leave learning_rate out"),
         ({"engines": ("guided",)}, "let it be one that iterates"),
         ({"engines": ("discrete", "exact")}, "The gradient exact is not known: use one of discrete, kept,"),
+        ({"engines": ("discrete", "last-k")}, "The gradient last-k needs the number of steps"),
         ({"engines": ()}, "each need a value"),
+        ({"prompt": "a cat"}, "with --prompt is no image: leave it out of --engines"),
     ],
 )
 def test_refuses(options, tmp_path, change, sentence):

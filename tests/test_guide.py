@@ -283,15 +283,18 @@ def test_evaluations_are_those_that_happen(solver, adjoint, clean_end):
     assert (CALLS["forward"], CALLS["backward"]) == evaluations(sampler, ADJOINTS[adjoint])
 
 
-def test_evaluations_of_the_greedy_gradient_are_those_that_happen():
+@pytest.mark.parametrize("updates", [1, 3])
+def test_evaluations_of_the_greedy_gradient_are_those_that_happen(updates):
+    """Of an iterate of several updates the first alone draws a sample."""
     steering, given, variables = problem(adjoint=GREEDY, driven=("x_T",))
     sampler = Sampler(lambda x, t, args: counted(x * args["params"]), PROCESS, "eps", GRID, aj.DPMSolverPP(2))
-    steering = dataclasses.replace(steering, sampler=sampler)
+    steering = dataclasses.replace(steering, sampler=sampler, updates=updates)
     state = steering.start({"x_T": variables["x_T"]}).state
     CALLS.clear()
     jax.block_until_ready(jax.jit(steering.update)(given, state))
     jax.effects_barrier()
-    assert (CALLS["forward"], CALLS["backward"]) == evaluations(sampler, GREEDY)
+    looked, blind = (np.array(evaluations(sampler, GREEDY, seen)) for seen in (True, False))
+    assert (CALLS["forward"], CALLS["backward"]) == tuple(looked + (updates - 1) * blind)
 
 
 def test_guidance_counts_twice():

@@ -1,18 +1,14 @@
 """The examples of one's own network give the outputs that their originals gave."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import relative
-from shared import ROOT, shared
-
-sys.path.insert(0, str(ROOT / "examples" / "own_network"))
-from flow_vit import load_flow_vit
-from mobileface import load_mobileface
-from unet64 import load_unet64
+from own_network.flow_vit import load_flow_vit
+from own_network.mobileface import load_mobileface
+from own_network.unet64 import load_unet64
+from shared import shared
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lenet import load_lenet
+from own_network.lenet import load_lenet
 from shared import shared
 
 import adjoint_jax as aj

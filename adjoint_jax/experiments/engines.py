@@ -39,12 +39,14 @@ ADJOINTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
 
 
 def engine(name: str) -> Any:
-    """The adjoint named `name` or `name:number` of the table above, or GREEDY. Raises ValueError for another."""
+    """The adjoint named `name` or `name:number` of the table above, or GREEDY. Raises ValueError for another, or a last-k without K."""
     kind, _, number = name.partition(":")
     make, options = ADJOINTS.get(kind, (None, ()))
     if make is None or (number and (not options or not number.isdecimal())):
         forms = ", ".join(each + (f":{keys[0].upper()}" if keys else "") for each, (_, keys) in ADJOINTS.items())
         raise ValueError(f"The gradient {name} is not known: use one of {forms}, the capitals a whole number.")
+    if make is LastK and not number:
+        raise ValueError(f"The gradient {name} needs the number of steps that it differentiates: {name}:1, for instance.")
     return make(**{option: int(number) for option in options[:1] if number})
 
 

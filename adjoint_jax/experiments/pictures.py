@@ -1,4 +1,4 @@
-"""Pictures of a report, as bytes of PNG files: sheets of images, and curves."""
+"""Pictures of a report, as bytes of PNG files: sheets of images, and curves; and images of a file."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,20 @@ import numpy as np
 from . import mesh
 
 PADDING, WIDTH, MARKED = 2, 64, 8
+
+
+def load(path: str, shape: tuple[int, ...]) -> Any:
+    """A PNG, grey or RGB, as an image of `shape` `[H, W, C]`, C = 1 or 3, in [-1, 1]; refuses one of another size or mode."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        pixels = np.asarray(image, np.float32) / 127.5 - 1
+        mode = image.mode
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    wanted = "L" if shape[-1] == 1 else "RGB"
+    if pixels.shape != shape or mode != wanted:
+        raise ValueError(f"{path} has shape {pixels.shape} and mode {mode} where images are sampled of {shape} and {wanted}: resize or convert it.")
+    return pixels
 
 
 def sheet(images: Any, columns: int | None = None, width: int = WIDTH) -> bytes:

@@ -11,7 +11,7 @@
 #   ZONE        its zone
 #   PROJECT     its project; by default that of gcloud's configuration
 #   REPOSITORY  set: clone it on every host and install it first; unset: the hosts have it from an earlier call
-#   REVISION    branch, tag or commit of it, by default main
+#   REVISION    branch, tag or whole name of a commit, by default main
 #   FOLDER      where it lies on the hosts, by default adjoint_jax in the home folder
 #   JAX         what is installed as JAX, by default jax[tpu]
 #
@@ -32,7 +32,7 @@ on_every_host() {
 if [ -n "${REPOSITORY:-}" ]; then
     printf -v install 'set -e
 test -d %q || git clone -q %q %q
-cd %q && git fetch -q && git checkout -q %q
+cd %q && git fetch -q origin %q && git checkout -q --detach FETCH_HEAD
 test -d .venv || python3 -m venv .venv
 .venv/bin/pip install -q %q -e ".[cli,mesh]"' "$folder" "$REPOSITORY" "$folder" "$folder" "${REVISION:-main}" "${JAX:-jax[tpu]}"
     on_every_host "$install"
