@@ -23,7 +23,7 @@ Sources: Pan et al., AdjointDPM (ICLR 2024), section 5, whose effects are found 
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -339,6 +339,11 @@ def climbs(history: Any) -> dict[str, Any]:
     return {name: (list(range(len(rows))), [value / rows[0] for value in rows]) for name, rows in named.items()}
 
 
+def told(values: Sequence[float]) -> str:
+    """The mean of measurements, or where they are yes or no the share, with its interval."""
+    return rate(int(sum(values)), len(values)) if set(values) <= {0.0, 1.0} else mean(values)
+
+
 def document(at: Setting, options: Options, config: Any, results: Any, progress: Any, audited: Any) -> bytes:
     """The report."""
     strengths, checks = [], []
@@ -346,7 +351,7 @@ def document(at: Setting, options: Options, config: Any, results: Any, progress:
         gain = np.subtract(row["fresh after"], row["fresh before"]).tolist()
         ends = [f"{np.mean(row[key]):.4g}" for key in ("fixed before", "fixed after", "fresh before", "fresh after")]
         strengths.append((name, *ends, mean(gain), rate(row["stronger"], options.fresh), f"{row['moved']:.2f}"))
-        before, after = (mean(row["measured"][key]) for key in ("before", "after"))
+        before, after = (told(row["measured"][key]) for key in ("before", "after"))
         kept = [f"{first} -> {rate(last, options.fresh)}" for first, last in row["read"].values()]
         checks.append((name, at.effects[name].measured, before, after, *kept))
     heads = ("effect", "fixed, before", "after", "fresh, before", "after", "gain on fresh noise", "fresh images that gain", "|e - e*| / |e*|")

@@ -108,9 +108,9 @@ def reported(options: Any, config: dict[str, Any], progress: Progress, results: 
     halved, steps = results["reference"]["halved"], results["reference"]["steps"]
     searches = rows_of(progress.history, "search")
     tried = 3 * options.starts + options.tries + options.descents * 4 * 40
-    most = options.images * sum(n * tried + 6 * options.fine_steps for n in options.nfe)
+    spent = options.images * sum(n * (tried + len(row["ranked"])) + 7 * options.fine_steps for n, row in searches.items())
     cost = report.cost(
-        progress.seconds, None, {"evaluations of the network in the searches, at most, an image as one and a backward one as two": f"{most:.2e}"}
+        progress.seconds, None, {"evaluations of the network in the searches, about, an image as one and a backward one as two": f"{spent:.1e}"}
     )
     return report.document(
         "Solver search",

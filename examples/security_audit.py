@@ -218,9 +218,9 @@ def main(options: Options) -> None:
     run.write({"final.npz": npz({"x_T": state, "start": start, "labels": setup.labels, **images})})
     run.write({"results.json": to_json(results(found, options.target))})
     print("Timing and auditing the gradients ...", file=sys.stderr)
-    seconds = attacks.seconds(state)
+    seconds, spent = attacks.seconds(state), {name: work(setup.sampler, name) for name in options.engines}
     run.write(views(found, images, seconds))
-    run.write({"report.md": document(found, setup.note, options, seconds, audits(options, setup, state[0]), progress.seconds)})
+    run.write({"report.md": document(found, setup.note, options, seconds, spent, audits(options, setup, state[0]), progress.seconds)})
 
 
 def audits(options: Options, setup: Problem, x: Any) -> list[tuple[str, Any]]:

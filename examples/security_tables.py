@@ -164,9 +164,15 @@ def views(found: Outcome, images: Mapping[str, Any], seconds: Mapping[str, float
 
 
 def document(
-    found: Outcome, note: str, options: Any, seconds: Mapping[str, float], audited: Sequence[tuple[str, Any]], times: Sequence[float]
+    found: Outcome,
+    note: str,
+    options: Any,
+    seconds: Mapping[str, float],
+    spent: Mapping[str, int],
+    audited: Sequence[tuple[str, Any]],
+    times: Sequence[float],
 ) -> bytes:
-    """The report."""
+    """The report; seconds and evaluations of the network are those of one update by each engine."""
     reader, signs, radius = found.readers[0], _at_main(found, ""), found.main.radius
     lead = (
         f"Inside an l_inf ball of {radius:g} standard deviations about its own noise, the exact gradient finds noise whose sample the {reader} "
@@ -188,11 +194,12 @@ def document(
         report.section(f"By class, at R = {radius:g}", _by_class(found)),
         report.section(f"Engines at equal wall time, at R = {radius:g}", *_raced(found, options.target, seconds)),
         report.audited(audited),
-        report.cost(times, more={f"one update by {name}": f"{value:.2f} s" for name, value in seconds.items()}),
+        report.cost(times, more={f"one update by {name}": f"{value:.2f} s, {spent[name]} {EVALUATIONS}" for name, value in seconds.items()}),
         report.options(recorded(options)),
     )
 
 
+EVALUATIONS = "evaluations of the network, forward and backward, for the whole batch"
 MEANING = (
     "What a second reader misreads as well may be an image that has become another digit, or none; what it reads right is a blind spot of the first. "
     "The rows of random signs say how much comes of a ball of that size whatever the direction."

@@ -156,6 +156,8 @@ def problem(options: Options) -> tuple[Tuning, Arrays, Any, dict[str, Callable]]
     at_least(options, 2, "looks", "held")
     at_least(options, 0, "content", "rank")
     positive(options, "learning_rate", "blur", "goal")
+    if options.prompt is not None:
+        raise ValueError("What is tuned is a network of classes or of none, not a text-to-image pipeline: leave --prompt out.")
     if options.targets and not options.rank:
         raise ValueError("--targets chooses the kernels of a LoRA: give its --rank, or leave --targets out.")
     if not options.engines or any(engine(name) == GREEDY for name in options.engines) or len(set(options.engines)) < len(options.engines):

@@ -11,6 +11,7 @@ TOY = """
 import io, os, sys, tempfile, time
 from pathlib import Path
 import numpy as np
+from safetensors.numpy import save
 
 kind, out = sys.argv[1], Path(sys.argv[sys.argv.index("--out") + 1])
 out.mkdir(exist_ok=True)
@@ -39,6 +40,8 @@ for k in range(4):
     rows = rows if len(rows) > k else [*rows, str(k)]
     write("state.npz", npz(history=np.array("\\n".join(rows))))
 write("final.npz", npz(x=np.array([float(row) for row in rows])))
+if kind == "weights of a clock":
+    write("weights.safetensors", save({"w": np.array([time.time()])}))
 """
 
 
@@ -72,3 +75,9 @@ def test_moments_are_spread_and_the_same_for_a_seed():
 def test_refuses_no_command():
     with pytest.raises(SystemExit):
         KILL["main"](["--moments", "2"])
+
+
+def test_weights_that_differ_are_found(tmp_path, capsys):
+    status, out = outcome("weights of a clock", tmp_path, capsys)
+    assert status == 1
+    assert "| weights.safetensors |" in out
