@@ -7,7 +7,7 @@ from recognition import matched, product_average, verification
 
 from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import Progress, Run, npz, pictures, recorded, report
-from adjoint_jax.experiments.statistics import rate, wilson
+from adjoint_jax.experiments.statistics import over_people, rate, wilson
 
 SHOWN = 8
 """Pairs in the pictures."""
@@ -17,10 +17,10 @@ that take no model."""
 LIMITS = """The model is small and was trained on images of these very people (all but the last two of each), and the faces are neither aligned nor
 larger than 64 x 64. MobileFace, made for aligned colour images, is weak here: its threshold rejects half of the genuine pairs. ORL has
 forty people, photographed in one place. One recogniser was attacked, with its gradient in hand, and the loss is that of the two encoded
-images: how much of its fall carries over to other images of the same people is what the tables show. Each person is in several pairs, so
-that pairs are not independent and the intervals are too narrow; two methods share the pairs, so what tells them apart is on how many one
-passes and the other does not. The rates of the updates are those that suit the exact gradient, for all. So the numbers compare gradients
-on one problem; they say nothing of the security of a deployed system, nor whether a person or a detector would notice these morphs."""
+images: how much of its fall carries over to other images of the same people is what the tables show. Each person is in several pairs,
+which Wilson's intervals leave out: they are too narrow. The rates of the updates are those that suit the exact gradient, for all. So the
+numbers compare gradients on one problem; they say nothing of the security of a deployed system, nor whether a person or a detector would
+notice these morphs."""
 
 
 def written(run: Run, made: Any, progress: Progress) -> str:
@@ -126,17 +126,18 @@ def _document(made: Any, results: dict[str, Any], progress: Progress, sentence: 
     def cells(row: dict[str, Any], judge: str) -> list[str]:
         found = row[judge]
         shares = [rate(found["matched"], n), rate(found["matched_unseen"], n), f"{100 * found['product_average']:.1f} %"]
-        return [*shares, _against(row, rows, judge)]
+        return [*shares, _against(row, rows, judge, made.pairs)]
 
-    tables, last = [], f"passes where {made.options.methods[-1]} does not, and the reverse"
+    tables, last = [], f"it alone / {made.options.methods[-1]} alone passes: the difference, by people"
     for judge in (first, second):
         head = ("sampler", "method", "last loss", "MMPMR, any other image", "MMPMR, images the model never saw", "product of averages", last)
         lines = [(row["sampler"], row["method"], f"{row['losses'][-1]:.3f}" if "losses" in row else "", *cells(row, judge)) for row in rows]
         tables += [f"By {judge}, {'optimised against' if judge == first else 'not optimised against'}:", report.table(head, lines)]
     told = report.section(
         "How many morphs pass as both people",
-        "95 % Wilson intervals. A morph has to be more alike than the threshold to at least one other image of each person; the product of averages "
-        "is the chance that it passes two guards with one image each. The first row is no attack: each person's own encoded image, a bound.",
+        "95 % intervals: Wilson's, and of differences over people, who are in several pairs each. A morph has to be more alike than the threshold to "
+        "at least one other image of each person; the product of averages is the chance that it passes two guards with one image each. The first "
+        "row is no attack: each person's own encoded image, a bound.",
         *tables,
     )
     own = [(name, *(f"{value:.3f}" for value in found.values())) for name, found in results["verification"].items()]
@@ -154,13 +155,14 @@ def _document(made: Any, results: dict[str, Any], progress: Progress, sentence: 
     return report.document("Morphing attacks by gradient", "\n\n".join([sentence, *shown]), *parts, audited, cost, config)
 
 
-def _against(row: dict[str, Any], rows: list[dict[str, Any]], judge: str) -> str:
-    """On how many pairs a method passes and the last one of its sampler does not, and the reverse."""
+def _against(row: dict[str, Any], rows: list[dict[str, Any]], judge: str, pairs: np.ndarray) -> str:
+    """On how many pairs a method passes and the last one of its sampler does not, and the reverse; and by how much the last one's share is higher."""
     other = [each for each in rows if each["sampler"] == row["sampler"]][-1]
     if row is other or row["method"] in BASELINES:
         return ""
     mine, theirs = (np.array(each[judge]["passes"]) for each in (row, other))
-    return f"{int(np.sum(mine & ~theirs))} / {int(np.sum(theirs & ~mine))}"
+    more, low, high = (100 * value for value in over_people(theirs.astype(float) - mine, pairs))
+    return f"{int(np.sum(mine & ~theirs))} / {int(np.sum(theirs & ~mine))}: {more:+.0f} % [{low:.0f}, {high:.0f}]"
 
 
 def _engines(results: dict[str, Any], progress: Progress) -> str:

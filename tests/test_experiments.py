@@ -207,6 +207,17 @@ def test_refuses_an_interval_of_nothing(successes, trials):
         statistics.wilson(successes, trials)
 
 
+def test_pairs_that_share_people_have_the_interval_of_the_people():
+    """Of v_ab = u_a + u_b over all pairs of n people the mean is 2 mean(u), whose standard error is 2 sd(u) / sqrt(n)."""
+    rng, n = np.random.default_rng(1), 60
+    u, pairs = rng.normal(size=n), np.stack(np.triu_indices(n, 1), axis=1)
+    middle, low, high = statistics.over_people(u[pairs].sum(axis=1), pairs)
+    half = 1.96 * 2 * np.std(u) / np.sqrt(n)
+    np.testing.assert_allclose(middle, 2 * np.mean(u), rtol=1e-12)
+    np.testing.assert_allclose([low, high], [middle - half, middle + half], atol=0.15 * half)
+    assert statistics.over_people([1, 1], [(3, 7), (7, 9)]) == (1, 1, 1)
+
+
 def test_a_rate_in_words():
     assert statistics.rate(7, 10) == "70.0 % [39.7, 89.2] (7/10)"
 

@@ -1,4 +1,8 @@
-"""The examples of one's own network give the outputs that their originals gave."""
+"""The examples of one's own network give the outputs that their originals gave; and all examples start."""
+
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +12,7 @@ from models import relative
 from own_network.flow_vit import load_flow_vit
 from own_network.mobileface import load_mobileface
 from own_network.unet64 import load_unet64
-from shared import shared
+from shared import ROOT, shared
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +51,11 @@ def test_mobileface():
     found = jax.jit(features)(params, jnp.asarray(x.transpose(0, 2, 3, 1)))
     for mine, theirs in zip(found, expected, strict=True):
         assert relative(mine, theirs) < 1e-4
+
+
+def test_the_examples_start_as_their_commands_say():
+    """`python examples/NAME.py` finds what it imports beside it, with nothing more on the path."""
+    code = "import runpy, sys; sys.path[0] = 'examples'; [runpy.run_path(name, run_name='imported') for name in sys.argv[1:]]"
+    names = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py"))
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, env=bare, check=True)
