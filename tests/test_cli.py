@@ -218,6 +218,11 @@ REFUSED = {
 }
 
 
+def test_networks_of_other_kinds_are_refused():
+    with pytest.raises(ValueError, match=re.escape("adm holds no UNet2D: the command line samples")):
+        _build.image_shape(Guide(), Path("adm"), {"input_blocks": {}})
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals_are_one_sentence_and_write_nothing(nets, tmp_path, capsys, name):
     more, sentence = REFUSED[name]

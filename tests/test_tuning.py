@@ -24,7 +24,7 @@ from adjoint_jax.experiments import metrics, run as run_module
 from adjoint_jax.experiments.engines import drawn, engine
 from adjoint_jax.experiments.features import convolutions, style_of
 from adjoint_jax.experiments.options import read_config
-from adjoint_jax.experiments.statistics import interval
+from adjoint_jax.experiments.statistics import interval, mean, rate
 from adjoint_jax.guide import Given, Sampler
 from adjoint_jax.models import ConvClassifier
 
@@ -229,6 +229,16 @@ def test_measurements_of_digits():
     assert (thin < tuning.thickness(images)).all()
 
 
+def test_a_reader_that_is_absent_is_left_out_and_named(capsys):
+    assert list(tuning.readers(lambda images: images, "nowhere.npz")) == ["the classifier"]
+    assert "There is no file nowhere.npz" in capsys.readouterr().err
+
+
+def test_yes_and_no_have_the_interval_of_a_share():
+    assert effect.told([0.0] * 10) == rate(0, 10)
+    assert effect.told([0.25, 0.75]) == mean([0.25, 0.75])
+
+
 def test_likeness_and_features(nets):
     rng = np.random.default_rng(0)
     one, other = (jnp.asarray(rng.normal(size=(2, 8, 8, 1)), jnp.float32) for _ in range(2))
@@ -272,7 +282,7 @@ REFUSED = [
     (fine_tuning, {"targets": "conv"}, "give its --rank"),
     (fine_tuning, {"rank": 2, "targets": "nowhere"}, "found 0 kernels"),
     (fine_tuning, {"style": "cubist"}, "--style cubist is not known"),
-    (fine_tuning, {"judge": "nowhere.npz"}, "There is no file nowhere.npz"),
+    (fine_tuning, {"prompt": "a cat"}, "leave --prompt out"),
     (fine_tuning, {"looks": 1}, "--looks must be at least 2"),
     (fine_tuning, {"mesh": "data=4", "held": 4, "engines": ("low-variance:1",)}, "which no device of a --mesh has"),
     (embedding, {"mesh": "data=4", "fresh": 4, "engine": "low-variance:1"}, "which no device of a --mesh has"),
