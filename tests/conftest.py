@@ -85,7 +85,7 @@ THINNED = (
     "test_values.py::test_no_adjoint_changes_the_sample",
     "test_values.py::test_rows_of_a_traced_grid_in_float32",
 )
-"""Tables of which the suite runs a third of the rows, drawn by their names so that no axis of a product is left out; the others are slow."""
+"""Tables of which the suite runs a third of the rows, drawn by their names; the others are slow."""
 
 
 @pytest.hookimpl(tryfirst=True)
