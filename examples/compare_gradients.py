@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from own_network.lenet import load_lenet
+from scipy.spatial.distance import pdist
 from tuning import least_seconds
 
 import adjoint_jax as aj
@@ -161,17 +162,18 @@ def main(options: Options) -> None:
     metrics = {name: progress.history[k]["metric"] for name, k in best.items() if name != GUIDED}
     lines = {name: (np.arange(len(metric)) * race.steered[name].updates * seconds[name], metric) for name, metric in metrics.items()}
     results = {name: {key: progress.history[k][key] for key in ("rate", "updates", "reached", "metric", "per_image")} for name, k in best.items()}
+    apart = {name: spread(made) for name, made in rows.items()}
     run.write(
         {
             "final.npz": npz({"before": before, "images": images}),
-            "results.json": to_json({"goal": options.goal, "engines": results, "judge": read}),
+            "results.json": to_json({"goal": options.goal, "engines": results, "judge": read, "apart": apart}),
             "images.png": pictures.table_of_images({name: made[:8] for name, made in rows.items()}),
             "metric.png": pictures.curves(lines, "seconds", _build.describe(options)),
         }
     )
     adjoints = {name: engine(name) for name in options.engines if name != GUIDED}
     audited = audit(steering.sampler, given, {"first": variables}, adjoints)
-    lead, body = claims(race, progress, best, seconds, read)
+    lead, body = claims(race, progress, best, seconds, apart, read)
     sections = (body, report.audited(audited), report.cost(progress.seconds), report.options(recorded(options)))
     run.write({"report.md": report.document("Gradients compared on guided generation", lead, *sections)})
     print(f"{lead.splitlines()[0]} See {run.out / 'report.md'}.")
@@ -197,8 +199,17 @@ def judged(options: Options, images: Any, given: Given) -> list[float] | None:
     return [float(np.mean(np.argmax(lenet(each), axis=1) == target)) for each in images]
 
 
-def claims(race: Race, progress: Progress, best: dict[str, int], seconds: dict[str, float], read: list[float] | None) -> tuple[str, str]:
+def spread(images: Any) -> float | None:
+    """The mean rms distance between two of the images: near 0 where all became the same one."""
+    flat = np.reshape(images, (len(images), -1))
+    return float(np.mean(pdist(flat)) / np.sqrt(flat.shape[1])) if len(flat) > 1 else None
+
+
+def claims(
+    race: Race, progress: Progress, best: dict[str, int], seconds: dict[str, float], apart: dict[str, float | None], read: list[float] | None
+) -> tuple[str, str]:
     """The sentence and the table that the comparison comes to."""
+    told = lambda value: "-" if value is None else f"{value:.2f}"  # noqa: E731
     options, first, lines, times = race.options, sum(cost(race.steering, race.options.engines[0])), [], {}
     for i, (name, k) in enumerate(best.items()):
         row, (forward, backward) = progress.history[k], cost(race.steering, name)
@@ -214,18 +225,31 @@ def claims(race: Race, progress: Progress, best: dict[str, int], seconds: dict[s
             f"{1e3 * seconds[name]:.0f}",
         )
         came = ("-" if reached is None else reached * updates, f"{times[name]:.2f}" if name in times else "-", f"{row['metric'][-1]:.3g}")
-        lines.append((name, *cells, *came, *(() if read is None else (f"{100 * read[i]:.0f} %",))))
+        lines.append((name, *cells, *came, told(apart[name]), *(() if read is None else (f"{100 * read[i]:.0f} %",))))
     order = sorted(times, key=lambda name: times[name])
     lead = f"Goal: {_build.describe(options)}, mean at least {options.goal:g}. "
     lead += f"First by wall time: {', '.join(f'{name} ({times[name]:.2f} s)' for name in order)}." if order else "No engine reached it."
     never = [name for name in best if name not in times and name != GUIDED]
     lead += f" Never: {', '.join(never)}." if never and order else ""
-    head = ("engine", "forward", "backward", "relative cost", "rate or scale", "updates", "ms", "updates to goal", "s to goal", "metric at end")
+    head = (
+        "engine",
+        "forward",
+        "backward",
+        "relative cost",
+        "rate or scale",
+        "updates",
+        "ms",
+        "updates to goal",
+        "s to goal",
+        "metric at end",
+        "between images",
+    )
     body = report.section(
         "Engines at equal network evaluations",
         "Each at the learning rate (scale, for guided) that reaches the goal first, or ends highest where none does. Seconds are the least of an "
         "update, all engines' taken in turn; guided is one sample. The greedy gradient needs no sample: many of its updates are one iterate, after "
-        "which its sample is looked at, outside of its time and evaluations.",
+        "which its sample is looked at, outside of its time and evaluations. Between images is the mean rms distance of two of them, "
+        f"{told(apart['before'])} before.",
         report.table((*head, *(() if read is None else ("LeNet reads the target",))), lines),
         report.picture("metric.png", "the metric against seconds"),
         report.picture("images.png", "images of each engine"),
