@@ -95,7 +95,7 @@ class Problem(NamedTuple):
 
 def problem(options: Options) -> Problem:
     """What is edited. Raises ValueError for options that do not fit."""
-    at_least(options, 1, "per_class", "edit_steps")
+    at_least(options, 1, "per_class", "edit_steps", "save_every")
     at_least(options, 0, "iterations")
     positive(options, "radius", "kappa", "learning_rate")
     for method in options.methods:

@@ -125,7 +125,7 @@ def problem_of(options: Options) -> Problem:
 
 
 def checked(options: Options) -> Options:
-    at_least(options, 1, "images", "shown", "starts")
+    at_least(options, 1, "images", "shown", "starts", "save_every")
     at_least(options, 2, "fresh", "gradient_images", "reference_steps")
     at_least(options, 0, "tries", "descents", "seed")
     if not options.nfe or not all(1 < n < options.fine_steps for n in options.nfe):
@@ -284,7 +284,7 @@ def main(options: Options) -> None:
         rows.append(json.loads(json.dumps(row)))  # as it is after a restart
         return following, rows[-1]
 
-    progress = run.follow(iterate(step, restored, total), restored, total, 1)
+    progress = run.follow(iterate(step, restored, total), restored, total, options.save_every)
     searches, comparisons = (rows_of(progress.history, kind) for kind in ("search", "compare"))
     run.write({f"schedule_{n}.json": loaded(row["schedule"]).text().encode() for n, row in searches.items()})
     results = {

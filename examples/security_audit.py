@@ -97,7 +97,7 @@ class Problem(NamedTuple):
 
 def problem(options: Options) -> Problem:
     """What is audited. Raises ValueError for options that do not fit."""
-    at_least(options, 1, "per_class", "rounds", "steps")
+    at_least(options, 1, "per_class", "rounds", "steps", "save_every")
     positive(options, "main_radius", "rate")
     if not options.engines or options.engines[0] not in EXACT:
         raise ValueError(f"The first of --engines is one of {', '.join(EXACT)}, to which the others are compared; got {options.engines}.")
