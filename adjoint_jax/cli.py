@@ -71,7 +71,8 @@ def guide(options: Guide) -> None:
     """The command `guide`."""
     from . import _build
     from .experiments import Run, npz, pictures, report
-    from .guide import audit, evaluations, steer
+    from .experiments.engines import evaluations
+    from .guide import audit, steer
 
     config = recorded(options)
     run = Run(Path(options.out), config, options.resume, options.checkpointer)

@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .adjoints import AdjointDEIS, DiscreteAdjoint, LastK, LowVariance, RandomK
-from .adjoints._nodes import choose
+from .adjoints import DiscreteAdjoint
 from .audit import AuditRow, compare
 from .experiments import mesh
 from .experiments.engines import GREEDY
@@ -230,31 +229,3 @@ def audit(
             found = mesh.fetched(gradient(given, variables, adjoint))
             rows += [(point, AuditRow(name, wrt, *compare(found[wrt], exact[wrt]))) for wrt in exact]
     return rows
-
-
-def evaluations(sampler: Sampler, adjoint: diffrax.AbstractAdjoint | str, seen: bool = True) -> tuple[int, int]:
-    """(forward, backward) evaluations of the network for one gradient, a batch counted as one and guidance as two.
-
-    With those of the sample, which `GREEDY` needs only where it is to be `seen`.
-    """
-    solver = sampler.solver
-    steps, rows = len(sampler.grid) - 1, solver.table(sampler.process, sampler.prediction, sampler.grid)
-    stages = np.full(steps, len(solver.pattern.reads)) if rows.active is None else np.sum(rows.active, axis=1)
-    once = int(stages.sum())
-    forward, backward = 2 * once, once
-    if isinstance(adjoint, diffrax.DirectAdjoint) or (isinstance(adjoint, DiscreteAdjoint) and adjoint.keep == "all"):
-        forward = once
-    if adjoint == GREEDY:
-        forward, backward = once * seen + 1, 1
-    if isinstance(adjoint, LastK | RandomK):
-        last = int(stages[-(adjoint.k if isinstance(adjoint, LastK) else adjoint.most or steps) :].sum())
-        forward, backward = once + last, last
-    if isinstance(adjoint, LowVariance):
-        forward, backward = once + 2 * adjoint.samples, adjoint.samples
-    if isinstance(adjoint, AdjointDEIS):
-        index = choose(sampler.grid, sampler.process.lam(sampler.grid), adjoint.steps, adjoint.nodes)
-        nodes = max(len(index) - (adjoint.mode == "AB"), 0)
-        exact = int(stages[-1] * (index[0] < steps) + stages[0] * (index[-1] > 0)) if len(index) else once
-        forward, backward = once + nodes + exact, nodes * (2 if adjoint.mode == "PECE" else 1) + exact
-    times = 2 if sampler.guided else 1
-    return times * forward, times * backward

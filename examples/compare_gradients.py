@@ -34,8 +34,8 @@ from adjoint_jax import _build
 from adjoint_jax._options import Guide
 from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import Progress, Run, command, iterate, mesh, npz, pictures, recorded, report
-from adjoint_jax.experiments.engines import GREEDY, engine
-from adjoint_jax.guide import Given, Sampler, Steering, audit, evaluations, steer
+from adjoint_jax.experiments.engines import GREEDY, engine, evaluations
+from adjoint_jax.guide import Given, Sampler, Steering, audit, steer
 
 GUIDED = "guided"
 

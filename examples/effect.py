@@ -40,11 +40,11 @@ from adjoint_jax._misfits import at_least, known, made, positive
 from adjoint_jax._options import Sample
 from adjoint_jax.checkpoints import _files as layout
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, metrics, npz, pictures, recorded, report
-from adjoint_jax.experiments.engines import GREEDY, drawn, engine
+from adjoint_jax.experiments.engines import GREEDY, drawn, engine, evaluations
 from adjoint_jax.experiments.features import style_of
 from adjoint_jax.experiments.projections import projection
 from adjoint_jax.experiments.statistics import mean, rate
-from adjoint_jax.guide import Given, Sampler, evaluations
+from adjoint_jax.guide import Given, Sampler
 
 FIXED, FRESH, MADE = 0, 1, 2
 """Streams of noise: what is fitted to, what is reported, what the effects' targets are made of."""

@@ -32,8 +32,8 @@ import adjoint_jax as aj
 from adjoint_jax import checkpoints
 from adjoint_jax._misfits import at_least, known, positive
 from adjoint_jax.experiments import OnMesh, Progress, Run, command, iterate, mesh, recorded
-from adjoint_jax.experiments.engines import engine
-from adjoint_jax.guide import Given, Sampler, Steering, audit, evaluations
+from adjoint_jax.experiments.engines import engine, evaluations
+from adjoint_jax.guide import Given, Sampler, Steering, audit
 
 SAMPLERS = {"ode": aj.DPMSolverPP(order=2), "sde": aj.SDEDPMSolverPP(order=2), "sde-own": aj.SDEDPMSolverPP(order=2)}
 PLAIN, GREEDY = "none", "greedy-dim:"

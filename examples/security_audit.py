@@ -34,9 +34,9 @@ from tuning import least_seconds
 from adjoint_jax._misfits import at_least, positive
 from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, npz, recorded
-from adjoint_jax.experiments.engines import GREEDY, engine
+from adjoint_jax.experiments.engines import GREEDY, engine, evaluations
 from adjoint_jax.experiments.projections import projection
-from adjoint_jax.guide import Given, Sampler, Variables, audit, evaluations
+from adjoint_jax.guide import Given, Sampler, Variables, audit
 from adjoint_jax.solvers import DPMSolverPP
 
 EXACT = ("kept", "discrete", "direct")

@@ -37,10 +37,10 @@ from adjoint_jax._options import Sample
 from adjoint_jax.audit import AuditRow
 from adjoint_jax.checkpoints import _files as layout, lora
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, metrics, npz, pictures, recorded, report
-from adjoint_jax.experiments.engines import GREEDY, drawn, engine
+from adjoint_jax.experiments.engines import GREEDY, drawn, engine, evaluations
 from adjoint_jax.experiments.features import style_of
 from adjoint_jax.experiments.statistics import mean, rate
-from adjoint_jax.guide import Given, Sampler, Variables, evaluations
+from adjoint_jax.guide import Given, Sampler, Variables
 
 HELD, STYLE, FACTORS = 2**31, 2**31 + 1, 2**31 + 2
 """Streams of noise beside that of the updates: of what is reported, of the samples that the style is made of, and of a LoRA to begin with."""

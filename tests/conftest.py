@@ -85,7 +85,7 @@ THINNED = (
     "test_values.py::test_no_adjoint_changes_the_sample",
     "test_values.py::test_rows_of_a_traced_grid_in_float32",
 )
-"""Tables of which the suite runs a third of the rows, drawn by their names; the others are slow."""
+"""Tables of which the suite runs a quarter of the rows, drawn by their names; the others are slow."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -94,7 +94,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         rows[f"{item.path.name}::{item.originalname}"].append(item)
     for name in THINNED:
-        for item in sorted(rows[name], key=lambda item: zlib.crc32(item.name.encode()))[ceil(len(rows[name]) / 3) :]:
+        for item in sorted(rows[name], key=lambda item: zlib.crc32(item.name.encode()))[ceil(len(rows[name]) / 4) :]:
             item.add_marker(pytest.mark.slow)
 
 

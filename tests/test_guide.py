@@ -12,8 +12,9 @@ import optax
 import pytest
 
 import adjoint_jax as aj
+from adjoint_jax.experiments.engines import GREEDY, evaluations
 from adjoint_jax.experiments.metrics import closeness, log_probability
-from adjoint_jax.guide import GREEDY, Given, Sampler, Steering, audit, evaluations, steer
+from adjoint_jax.guide import Given, Sampler, Steering, audit, steer
 
 PROCESS = aj.VPCosine()
 GRID = aj.grids.log_snr(PROCESS, 4)

@@ -1,4 +1,4 @@
-"""How a sampler is differentiated, by name: the interchangeable choices of a comparison.
+"""How a sampler is differentiated, by name: the interchangeable choices of a comparison; and what a gradient costs.
 
 discrete      exact, every network call made anew                        kept         exact, linearisations kept: a third less work
 direct        exact, plain autodiff                                      deis:M       AdjointDEIS at M nodes
@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from ..adjoints import AdjointDEIS, DiscreteAdjoint, LastK, LowVariance, RandomK
+from ..adjoints._nodes import choose
 
 GREEDY = "greedy"
 """In an adjoint's place: the gradient of the metric of the network's clean state at x_T, the sampler left out."""
@@ -53,3 +54,31 @@ def engine(name: str) -> Any:
 def drawn(engine: Any, key: Any) -> Any:
     """The engine with another key, where it draws; itself where it does not."""
     return eqx.tree_at(lambda adjoint: adjoint.key, engine, key) if isinstance(engine, RandomK | LowVariance) else engine
+
+
+def evaluations(sampler: Any, adjoint: diffrax.AbstractAdjoint | str, seen: bool = True) -> tuple[int, int]:
+    """(forward, backward) evaluations of the network for one gradient through a `guide.Sampler`, a batch counted as one and guidance as two.
+
+    With those of the sample, which `GREEDY` needs only where it is to be `seen`.
+    """
+    solver = sampler.solver
+    steps, rows = len(sampler.grid) - 1, solver.table(sampler.process, sampler.prediction, sampler.grid)
+    stages = np.full(steps, len(solver.pattern.reads)) if rows.active is None else np.sum(rows.active, axis=1)
+    once = int(stages.sum())
+    forward, backward = 2 * once, once
+    if isinstance(adjoint, diffrax.DirectAdjoint) or (isinstance(adjoint, DiscreteAdjoint) and adjoint.keep == "all"):
+        forward = once
+    if adjoint == GREEDY:
+        forward, backward = once * seen + 1, 1
+    if isinstance(adjoint, LastK | RandomK):
+        last = int(stages[-(adjoint.k if isinstance(adjoint, LastK) else adjoint.most or steps) :].sum())
+        forward, backward = once + last, last
+    if isinstance(adjoint, LowVariance):
+        forward, backward = once + 2 * adjoint.samples, adjoint.samples
+    if isinstance(adjoint, AdjointDEIS):
+        index = choose(sampler.grid, sampler.process.lam(sampler.grid), adjoint.steps, adjoint.nodes)
+        nodes = max(len(index) - (adjoint.mode == "AB"), 0)
+        exact = int(stages[-1] * (index[0] < steps) + stages[0] * (index[-1] > 0)) if len(index) else once
+        forward, backward = once + nodes + exact, nodes * (2 if adjoint.mode == "PECE" else 1) + exact
+    times = 2 if sampler.guided else 1
+    return times * forward, times * backward
