@@ -63,7 +63,7 @@ def test_the_cheapest_exact_one_that_fits():
     assert rows["keep=0"].cost == 1
     assert rows['states="multilevel", levels=2'].cost == pytest.approx(4 / 3)
     assert all(row.fits for row in rich)
-    some, _ = problem(None, ("x_T",), 64, rows['keep="all"'].bytes // 2, dense)
+    some, _ = problem(None, ("x_T",), 64, (rows["keep=0"].bytes + rows['keep="all"'].bytes) // 2, dense)
     assert 0 < some.best.keep < 64
     assert max(row.cost for row in some if row.adjoint is some.best) < 1
     few, _ = problem(None, ("x_T",), 64, rows["keep=0"].bytes - 1, dense)
