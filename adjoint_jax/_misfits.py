@@ -48,7 +48,11 @@ def made(option: str, name: str, table: Mapping[str, tuple[Callable, tuple[str, 
     keys = dict.fromkeys(prefix + key for _, keys in table.values() for key in keys)
     values = taken(option, name, [prefix + key for key in allowed], {key: getattr(options, key) for key in keys})
     arguments = {key.removeprefix(prefix): value for key, value in values.items()}
-    parameters = inspect.signature(make).parameters.values()
-    if missing := [flag(prefix + each.name) for each in parameters if each.default is each.empty and each.name not in arguments]:
+    if missing := [flag(prefix + key) for key in needed(make) if key not in arguments]:
         raise ValueError(f"--{option} {name} needs {', '.join(missing)}.")
     return make(**arguments)
+
+
+def needed(make: Callable) -> list[str]:
+    """The arguments of a constructor that have no default."""
+    return [each.name for each in inspect.signature(make).parameters.values() if each.default is each.empty]

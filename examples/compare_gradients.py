@@ -93,7 +93,7 @@ def guided(sampler: Sampler, given: Given, variables: Any, scale: Any) -> Any:
 def cost(steering: Steering, name: str) -> tuple[int, int]:
     """(forward, backward) evaluations of one update, or of one guided sample."""
     steps = len(steering.sampler.grid) - 1
-    return (2 * steps, steps) if name == GUIDED else evaluations(steering.sampler, engine(name), seen=False)
+    return (2 * steps, steps) if name == GUIDED else evaluations(steering.sampler, engine(name), look=False)
 
 
 class Race:

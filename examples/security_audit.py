@@ -118,7 +118,7 @@ def problem(options: Options) -> Problem:
 
 def work(sampler: Sampler, name: str) -> int:
     """Network evaluations of one update, forward and backward."""
-    return sum(evaluations(sampler, engine(name), seen=False))
+    return sum(evaluations(sampler, engine(name), look=False))
 
 
 def plan(options: Options, setup: Problem) -> list[Attack]:

@@ -294,7 +294,7 @@ def test_evaluations_of_the_greedy_gradient_are_those_that_happen(updates):
     CALLS.clear()
     jax.block_until_ready(jax.jit(steering.update)(given, state))
     jax.effects_barrier()
-    looked, blind = (np.array(evaluations(sampler, GREEDY, seen)) for seen in (True, False))
+    looked, blind = (np.array(evaluations(sampler, GREEDY, look)) for look in (True, False))
     assert (CALLS["forward"], CALLS["backward"]) == tuple(looked + (updates - 1) * blind)
 
 

@@ -40,9 +40,9 @@ def noise_for(solver, steps, x=X):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_exact_gradients_and_keys(name):
-    """DiscreteAdjoint is autodiff to 1e-11 in x_T, args and the noise; a key means normal(fold_in(key, i)); vmap is a loop; one trace.
+    """DiscreteAdjoint is autodiff to 1e-12 in x_T, args and the noise; a key means normal(fold_in(key, i)); vmap is a loop; one trace.
 
-    Gradients are of the size 1e4 here: 1.2e-12 of rounding was seen with jax 0.12.
+    Of three stages the gradients are of the size 1e4, and 1.2e-12 of rounding was seen with jax 0.12: to 1e-11.
     """
     solver, process = SOLVERS[name], PROCESSES[list(PROCESSES)[list(SOLVERS).index(name) % len(PROCESSES)]]
     start, end = span({id(p): n for n, p in PROCESSES.items()}[id(process)])
@@ -56,7 +56,7 @@ def test_exact_gradients_and_keys(name):
 
     for one, two in zip(jax.tree.leaves(gradients(aj.DiscreteAdjoint())), jax.tree.leaves(gradients(aj.DirectAdjoint())), strict=True):
         assert np.all(np.isfinite(two))
-        assert relative(one, two) < 1e-11
+        assert relative(one, two) < (1e-11 if name == "stages 3" else 1e-12)
 
     key = jax.random.key(3)
     drawn = jnp.stack([jax.random.normal(jax.random.fold_in(key, i), noise.shape[1:]) for i in range(STEPS)])

@@ -18,6 +18,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from .._misfits import needed
 from ..adjoints import AdjointDEIS, DiscreteAdjoint, LastK, LowVariance, RandomK
 from ..adjoints._nodes import choose
 
@@ -46,7 +47,7 @@ def engine(name: str) -> Any:
     if make is None or (number and (not options or not number.isdecimal())):
         forms = ", ".join(each + (f":{keys[0].upper()}" if keys else "") for each, (_, keys) in ADJOINTS.items())
         raise ValueError(f"The gradient {name} is not known: use one of {forms}, the capitals a whole number.")
-    if make is LastK and not number:
+    if needed(make) and not number:
         raise ValueError(f"The gradient {name} needs the number of steps that it differentiates: {name}:1, for instance.")
     return make(**{option: int(number) for option in options[:1] if number})
 
@@ -56,10 +57,10 @@ def drawn(engine: Any, key: Any) -> Any:
     return eqx.tree_at(lambda adjoint: adjoint.key, engine, key) if isinstance(engine, RandomK | LowVariance) else engine
 
 
-def evaluations(sampler: Any, adjoint: diffrax.AbstractAdjoint | str, seen: bool = True) -> tuple[int, int]:
+def evaluations(sampler: Any, adjoint: diffrax.AbstractAdjoint | str, look: bool = True) -> tuple[int, int]:
     """(forward, backward) evaluations of the network for one gradient through a `guide.Sampler`, a batch counted as one and guidance as two.
 
-    With those of the sample, which `GREEDY` needs only where it is to be `seen`.
+    With those of the sample, which `GREEDY` needs only where one is to `look` at it.
     """
     solver = sampler.solver
     steps, rows = len(sampler.grid) - 1, solver.table(sampler.process, sampler.prediction, sampler.grid)
@@ -69,7 +70,7 @@ def evaluations(sampler: Any, adjoint: diffrax.AbstractAdjoint | str, seen: bool
     if isinstance(adjoint, diffrax.DirectAdjoint) or (isinstance(adjoint, DiscreteAdjoint) and adjoint.keep == "all"):
         forward = once
     if adjoint == GREEDY:
-        forward, backward = once * seen + 1, 1
+        forward, backward = once * look + 1, 1
     if isinstance(adjoint, LastK | RandomK):
         last = int(stages[-(adjoint.k if isinstance(adjoint, LastK) else adjoint.most or steps) :].sum())
         forward, backward = once + last, last
