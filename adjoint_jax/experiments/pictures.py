@@ -12,7 +12,7 @@ PADDING, WIDTH, MARKED = 2, 64, 8
 
 
 def load(path: str, shape: tuple[int, ...]) -> Any:
-    """A PNG, grey or RGB, as an image of `shape` `[H, W, C]`, C = 1 or 3, in [-1, 1]; refuses one of another size or mode."""
+    """A PNG, grey or RGB, as an image of `shape` `[H, W, C]`, C = 1 or 3, in [-1, 1]. Raises ValueError for one of another size or mode."""
     from PIL import Image
 
     with Image.open(path) as image:
