@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from own_network.lenet import load_lenet
+from judges import lenet_judge
 from scipy.spatial.distance import pdist
 from tuning import least_seconds
 
@@ -192,11 +192,10 @@ def chosen(progress: Progress) -> dict[str, int]:
 
 def judged(options: Options, images: Any, given: Given) -> list[float] | None:
     """The share of each engine's images that a LeNet reads as the target; None where it is absent, or the metric is no class of digits."""
-    if options.metric != "classifier" or options.classifier is not None or not Path(options.judge).is_file():
+    if options.metric != "classifier" or options.classifier is not None:
         return None
-    target = _build.target(options)
-    lenet = load_lenet(options.judge)
-    return [float(np.mean(np.argmax(lenet(each), axis=1) == target)) for each in images]
+    lenet, _ = lenet_judge(options.judge, images.shape[2:])
+    return None if lenet is None else [float(np.mean(lenet.read(each) == _build.target(options))) for each in images]
 
 
 def spread(images: Any) -> float | None:

@@ -253,7 +253,7 @@ def setting(options: Options) -> Setting:
     own = lambda c: sampled(found.given, row(c), made_of)  # noqa: E731
     classifier = checkpoints.load_model(checkpoints.EMBEDDED / "classifier" if options.classifier is None else options.classifier)
     module, params = classifier
-    read = {} if options.prompt is not None else readers(lambda images: module.apply({"params": params}, images), options.judge)
+    read = {} if options.prompt is not None else readers(lambda images: module.apply({"params": params}, images), options.judge, found.shape)
     effects = {name: effect(name, options, found, classifier, read, own) for name in options.effects}
     start = mesh.everywhere(row(label(options)), mesh.of(found.given))
     tuning = Tuning(found, optax.adam(options.learning_rate), options.radius, jax.tree.map(lambda leaf: float(np.linalg.norm(leaf)), start))

@@ -233,13 +233,14 @@ class Editing:
     def steering(self, item: Item) -> tuple[Steering, Given, dict[str, Any]]:
         """(3): the problem, and where it starts."""
         setup, options, drawn = self.setup, self.options, self.setup.drawn
-        sampler, given = drawn.sampler(solver_of(item.method), item.steps, item.guidance, self.devices)
+        sampler, given = drawn.sampler(solver_of(item.method), item.steps, item.guidance)
         judge = next(iter(setup.judges.values()))
         logits = jax.tree_util.Partial(judge.logits, judge.params)
         metric = jax.tree_util.Partial(confidence, options.kappa, logits, jnp.asarray(setup.new))
+        given = Given(self.params, self.shared(given.scale), self.null, self.shared(metric))
         x_T, noise = self.code(item.method, item.steps)
         steering = Steering(sampler, aj.DiscreteAdjoint(), optax.adam(options.learning_rate), ("x_T", "noise"), "l2", options.radius)
-        return steering, given._replace(metric=self.shared(metric)), {"x_T": x_T, "noise": noise, "embedding": self.asked(setup.new)}
+        return steering, given, {"x_T": x_T, "noise": noise, "embedding": self.asked(setup.new)}
 
     def driven(self, item: Item) -> Any:
         """(3)."""

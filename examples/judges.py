@@ -51,10 +51,15 @@ def judges(classifier: str | None, lenet: str, shape: tuple[int, ...], classes: 
     if module.classes != classes:
         raise ValueError(f"The classifier {name} knows {module.classes} classes where the sampler draws {classes}: give one for them.")
     found = {name: Judge(name, jax.jit(lambda params, images: module.apply({"params": params}, images)), params)}
+    second, note = lenet_judge(lenet, shape, classes)
+    return found if second is None else {**found, LENET: second}, note
+
+
+def lenet_judge(path: str, shape: tuple[int, ...], classes: int = 10) -> tuple[Judge | None, str]:
+    """LeNet-5 with the weights at `path` for images of `shape` `[H, W, C]`, None where it cannot read them or is absent; and a sentence about it."""
     if (shape, classes) != ((28, 28, 1), 10):
-        return found, f"{LENET}, which reads digits of 28 x 28 pixels, is left out: images are {' x '.join(map(str, shape))}."
-    if not Path(lenet).is_file():
-        return found, f"There is no second reader: the weights of {LENET} are not at {lenet}."
-    network = load_lenet(lenet)
-    second = Judge(LENET, jax.jit(lambda _, images: network(images)), ())
-    return {**found, LENET: second}, f"The second reader is {LENET}, weights {Path(lenet).name}."
+        return None, f"{LENET}, which reads digits of 28 x 28 pixels, is left out: images are {' x '.join(map(str, shape))}."
+    if not Path(path).is_file():
+        return None, f"There is no second reader: the weights of {LENET} are not at {path}."
+    network = load_lenet(path)
+    return Judge(LENET, jax.jit(lambda _, images: network(images)), ()), f"The second reader is {LENET}, weights {Path(path).name}."

@@ -176,7 +176,7 @@ def problem(options: Options) -> tuple[Tuning, Arrays, Any, dict[str, Callable]]
     devices = mesh.of(variables)
     tuning = Tuning(sampler, adam, variables["x_T"].shape[1:], options.content, options.blur, options.rank > 0, devices)
     arrays = Arrays(given, labels, None, jax.random.key(options.seed))
-    read = readers(lambda images: module.apply({"params": params}, images), options.judge)
+    read = readers(lambda images: module.apply({"params": params}, images), options.judge, tuning.shape)
     start = given.params
     if options.rank:
         start = mesh.weights(bare(lora.init_lora(start, options.targets, options.rank, jax.random.fold_in(arrays.key, FACTORS))), devices)

@@ -11,7 +11,6 @@ A digit's ink is w = (x + 1)/2 clipped to [0, 1], and it has
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
-from own_network.lenet import load_lenet
+from judges import lenet_judge
 
 from adjoint_jax.audit import AuditRow, compare
 from adjoint_jax.guide import Sampler
@@ -156,11 +155,15 @@ def upright(images: Any) -> np.ndarray:
     return shears[np.argmax(sums, axis=0)]
 
 
-def readers(classifier: Callable[[Any], Any], judge: str | None) -> dict[str, Callable[[Any], np.ndarray]]:
-    """Functions from images to what they are read as: the classifier whose features or logits were climbed, and, where its file is, a LeNet."""
-    found: dict[str, Callable[[Any], Any]] = {"the classifier": jax.jit(classifier)}
-    if judge is not None and not Path(judge).is_file():
-        print(f"There is no file {judge}: no LeNet reads the samples. Its weights are mnist_lenet5.npz of the shared data.", file=sys.stderr)
-    elif judge is not None:
-        found["a LeNet"] = load_lenet(judge)
-    return {name: lambda images, logits=logits: np.argmax(logits(images), axis=1) for name, logits in found.items()}
+def readers(classifier: Callable[[Any], Any], judge: str | None, shape: tuple[int, ...]) -> dict[str, Callable[[Any], np.ndarray]]:
+    """Functions from images of `shape` `[H, W, C]` to what they are read as: the classifier whose features or logits were climbed, and, where its
+    file is, a LeNet."""
+    logits = jax.jit(classifier)
+    found: dict[str, Callable[[Any], np.ndarray]] = {"the classifier": lambda images: np.argmax(logits(images), axis=1)}
+    if judge is not None:
+        second, note = lenet_judge(judge, shape)
+        if second is None:
+            print(note, file=sys.stderr)
+        else:
+            found["a LeNet"] = second.read
+    return found

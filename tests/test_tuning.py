@@ -230,8 +230,8 @@ def test_measurements_of_digits():
 
 
 def test_a_reader_that_is_absent_is_left_out_and_named(capsys):
-    assert list(tuning.readers(lambda images: images, "nowhere.npz")) == ["the classifier"]
-    assert "There is no file nowhere.npz" in capsys.readouterr().err
+    assert list(tuning.readers(lambda images: images, "nowhere.npz", (28, 28, 1))) == ["the classifier"]
+    assert "the weights of LeNet are not at nowhere.npz" in capsys.readouterr().err
 
 
 def test_yes_and_no_have_the_interval_of_a_share():
