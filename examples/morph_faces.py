@@ -14,6 +14,8 @@ An iterate is one batch of pairs under one method and one sampler, so that a kil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from itertools import product
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ from morphing_report import written
 from own_network.mobileface import load_mobileface, recognise
 from recognition import chi_square, histograms
 from train_faces import orl_faces, pixels
+from tuning import least_seconds
 
 import adjoint_jax as aj
 from adjoint_jax import checkpoints
@@ -72,6 +75,8 @@ class Options(OnMesh):
     """Steps of the inversion of the ODE."""
     iterations: int = 8
     """Updates of x_T, z and noises."""
+    equal_work: bool = False
+    """Of each gradient as many updates as cost, in evaluations of the network, what those of the last of --methods do."""
     learning_rate: float = 0.03
     """Of Adam(0.5, 0.9), for x_T, whose entries have variance 1. Adam does not see a gradient's scale, in favour of wrong ones."""
     noise_rate: float = 0.0067
@@ -242,21 +247,27 @@ class Morphing:
         """The batch's morphs, bytes `[B, H, W]`, and the losses (4) `[B]` at each iterate and of the end."""
         given, variables = self.start(kind, batch)
         losses = []
-        if greedy_steps(method):
-            given = given._replace(params={"network": given.params, "metric": given.metric})
-        elif method != PLAIN:
-            state = self.steering(kind, method).start(variables).state
-            update = mesh.staying(self.steering(kind, method).jitted, state)
-            for _ in range(self.options.iterations):
+        if is_gradient(method):
+            state, update = self.steering(kind, method).start(variables).state, self.update(kind, method, variables)
+            for _ in range(self.updates(kind, method)):
                 state, seen = update(given, state)
                 losses.append(-np.asarray(mesh.fetched(seen.scores)))
             variables = state.variables
-        made = as_bytes(pixels(mesh.fetched(self.sampled(kind, greedy_steps(method))(given, variables))))
+        made = as_bytes(pixels(mesh.fetched(self.sampled(kind, greedy_steps(method))(self.told(given, method), variables))))
         wanted = mesh.fetched(given.metric.args[1:])
         losses.append(np.asarray(identity_loss(self.features(made), *wanted)))
         if not np.isfinite(losses).all():
             raise FloatingPointError(f"{method} on the {kind} diverged in batch {batch}: use a lower --learning-rate.")
         return made, losses
+
+    def update(self, kind: str, method: str, variables: dict[str, Any]) -> Callable[[Given, Any], tuple[Any, Any]]:
+        """The jitted update of a gradient."""
+        steering = self.steering(kind, method)
+        return mesh.staying(steering.jitted, steering.start(variables).state)
+
+    def told(self, given: Given, method: str) -> Given:
+        """What the sampler of a method takes: greedy-dim's network knows the metric."""
+        return given._replace(params={"network": given.params, "metric": given.metric}) if greedy_steps(method) else given
 
     def begun(self) -> State:
         """Before the first iterate."""
@@ -277,8 +288,26 @@ class Morphing:
         options = self.options
         if not is_gradient(method):
             return options.steps, 0, options.steps * greedy_steps(method)
-        forward, backward = evaluations(self.sampler(kind), engine(method))
-        return options.iterations * forward + options.steps, options.iterations * backward, options.iterations
+        (forward, backward), updates = evaluations(self.sampler(kind), engine(method)), self.updates(kind, method)
+        return updates * forward + options.steps, updates * backward, updates
+
+    def updates(self, kind: str, method: str) -> int:
+        """How many a gradient gets."""
+        if not self.options.equal_work:
+            return self.options.iterations
+        own, last = (sum(evaluations(self.sampler(kind), engine(each))) for each in (method, self.options.methods[-1]))
+        return ceil(self.options.iterations * last / own)
+
+    def seconds(self) -> dict[tuple[str, str], float]:
+        """Of one update of the first batch by each gradient, and of the whole of what has none."""
+        calls = {}
+        for kind, method in product(self.options.samplers, self.options.methods):
+            given, variables = self.start(kind, 0)
+            if is_gradient(method):
+                calls[kind, method] = partial(self.update(kind, method, variables), given, self.steering(kind, method).start(variables).state)
+            else:
+                calls[kind, method] = partial(self.sampled(kind, greedy_steps(method)), self.told(given, method), variables)
+        return least_seconds(calls, repeats=2)
 
     def audited(self) -> list[tuple[str, Any]]:
         """The gradients against the exact one at the starts of the first batch."""
@@ -323,6 +352,8 @@ def checked(options: Options) -> Morphing:
     made = Morphing(options)
     if not options.samplers or not options.methods:
         raise ValueError("Give at least one sampler and one method.")
+    if options.equal_work and not is_gradient(options.methods[-1]):
+        raise ValueError(f"--equal-work measures by the last of --methods, and {options.methods[-1]} has no updates: let a gradient be the last.")
     people, images = made.faces.shape[:2]
     if options.pairs > people * (people - 1) // 2 or options.pairs % options.batch:
         raise ValueError(f"--pairs must be at most {people * (people - 1) // 2}, and a multiple of --batch; got {options.pairs} and {options.batch}.")

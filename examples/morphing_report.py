@@ -9,6 +9,8 @@ from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import Progress, Run, npz, pictures, recorded, report
 from adjoint_jax.experiments.statistics import over_people, rate, wilson
 
+Seconds = dict[tuple[str, str], float]
+"""By sampler and method."""
 SHOWN = 8
 """Pairs in the pictures."""
 BASELINES = ("an image of each", "one image of a", "average of pixels")
@@ -27,14 +29,14 @@ def written(run: Run, made: Any, progress: Progress) -> str:
     """Writes everything; returns the claim as a sentence."""
     morphs = np.asarray(progress.state.morphs)
     results = judged(made, morphs, progress)
-    sentence = _claim(made, results)
+    sentence, seconds = _claim(made, results), made.seconds()
     run.write(
         {
             "final.npz": npz({"morphs": morphs, "pairs": made.pairs}),
             "results.json": to_json(results),
             "morphs.png": _sheet(made, morphs),
-            "loss.png": pictures.curves(_lines(made, progress), "seconds a batch, compilation aside", "mean loss"),
-            "report.md": _document(made, results, progress, sentence),
+            "loss.png": pictures.curves(_lines(made, progress, seconds), "seconds a batch", "mean loss"),
+            "report.md": _document(made, results, progress, seconds, sentence),
         }
     )
     return sentence
@@ -90,20 +92,12 @@ def _driven(made: Any, progress: Progress, kind: str, name: str, target: float) 
     return {"losses": losses, **counts, "updates_to_target": updates}
 
 
-def _seconds(progress: Progress, kind: str, name: str) -> float:
-    """The median batch's, of all but the first, which compiles."""
-    taken = [taken for row, taken in zip(progress.history, progress.seconds, strict=True) if (row["sampler"], row["method"]) == (kind, name)]
-    return float(np.median(taken[1:] or taken))
-
-
-def _lines(made: Any, progress: Progress) -> dict[str, tuple[Any, Any]]:
-    """Mean loss against seconds."""
+def _lines(made: Any, progress: Progress, seconds: Seconds) -> dict[str, tuple[Any, Any]]:
+    """Mean loss against seconds; of what has no updates, one point at its end."""
     lines = {}
-    for kind in made.options.samplers:
-        for name in made.options.methods:
-            losses, seconds = _losses(progress, kind, name), _seconds(progress, kind, name)
-            ends = np.linspace(0, seconds, len(losses)) if len(losses) > 1 else [seconds]
-            lines[f"{kind} {name}"] = (list(ends), losses)
+    for (kind, name), one in seconds.items():
+        losses = _losses(progress, kind, name)
+        lines[f"{kind} {name}"] = (np.arange(len(losses)) * one if len(losses) > 1 else [one], losses)
     return lines
 
 
@@ -119,7 +113,7 @@ def _claim(made: Any, results: dict[str, Any]) -> str:
     return f"MMPMR at FMR {100 * made.options.match_rate:g} % over {results['pairs']} pairs, {who}: {'; '.join(parts)}."
 
 
-def _document(made: Any, results: dict[str, Any], progress: Progress, sentence: str) -> bytes:
+def _document(made: Any, results: dict[str, Any], progress: Progress, seconds: Seconds, sentence: str) -> bytes:
     first, second = (judge.name for judge in made.judges)
     n, rows = results["pairs"], results["rows"]
 
@@ -148,7 +142,7 @@ def _document(made: Any, results: dict[str, Any], progress: Progress, sentence: 
         report.table(("recogniser", "rank 1", "AUC", "same person", "two people", "threshold", "genuine pairs above it"), own),
     )
     shown = [report.picture("morphs.png", "A pair a column: its two images, then a morph a row."), report.picture("loss.png", "loss")]
-    parts = (told, _engines(results, progress), judges, report.section("What this shows and what not", " ".join(LIMITS.split())))
+    parts = (told, _engines(made, results, seconds), judges, report.section("What this shows and what not", " ".join(LIMITS.split())))
     audited = report.audited(made.audited())
     cost = report.cost(progress.seconds, more={"an iterate": f"one batch of {made.options.batch} pairs under one method and sampler"})
     config = report.options(recorded(made.options))
@@ -165,22 +159,24 @@ def _against(row: dict[str, Any], rows: list[dict[str, Any]], judge: str, pairs:
     return f"{int(np.sum(mine & ~theirs))} / {int(np.sum(theirs & ~mine))}: {more:+.0f} % [{low:.0f}, {high:.0f}]"
 
 
-def _engines(results: dict[str, Any], progress: Progress) -> str:
+def _engines(made: Any, results: dict[str, Any], seconds: Seconds) -> str:
     """Gradients at equal wall time: when the target loss was reached."""
     lines, times = [], {}
     for row in (row for row in results["rows"] if "losses" in row):
-        name, updates, seconds = (row["sampler"], row["method"]), row["updates_to_target"], _seconds(progress, row["sampler"], row["method"])
+        name, updates = (row["sampler"], row["method"]), row["updates_to_target"]
         if updates is not None:
-            times[name] = seconds * (updates / (len(row["losses"]) - 1) if len(row["losses"]) > 1 else 1)
+            times[name] = seconds[name] * (updates if len(row["losses"]) > 1 else 1)
         reached = f"{times[name]:.1f} s" if name in times else "not reached"
         work = (f"{row['forward']} + {row['backward']}", row["recogniser_gradients"])
         losses = (f"{row['losses'][k]:.3f}" for k in (0, -1))
-        lines.append((*name, *losses, *work, f"{seconds:.1f} s", "" if updates is None else updates, reached))
+        lines.append((*name, *losses, *work, len(row["losses"]) - 1, f"{seconds[name]:.2f} s", "" if updates is None else updates, reached))
     work = ("network, forward + backward a morph", "recogniser gradients a morph")
-    head = ("sampler", "method", "first loss", "last loss", *work, "time of a batch", "updates to target", "time to target")
+    head = ("sampler", "method", "first loss", "last loss", *work, "updates", "one update", "updates to target", "time to target")
+    pace = f"as many as cost what {made.options.iterations} of {made.options.methods[-1]} do" if made.options.equal_work else made.options.iterations
     words = (
         f"Mean loss over all pairs. The target, {results['target']:.3f}, is twice the distance at the threshold: there a morph matches both encoded "
-        "images. Times are of the median batch, the first and its compilation left out where there are more; `none` includes the encoding."
+        f"images. Updates: {pace}; a gradient that did not reach the target might with more. Seconds are the least of an update of a batch, all "
+        "taken in turn; of what has no updates, of the whole sampler."
     )
     order = [f"{' '.join(name)} ({taken:.1f} s)" for name, taken in sorted(times.items(), key=lambda item: item[1])]
     first = f"In order of arrival: {', '.join(order)}." if order else "None reached the target."

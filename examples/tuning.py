@@ -81,7 +81,7 @@ def audited_against_exact(
     return rows
 
 
-def least_seconds(calls: Mapping[str, Callable[[], Any]], repeats: int = 3) -> dict[str, float]:
+def least_seconds(calls: Mapping[Any, Callable[[], Any]], repeats: int = 3) -> dict[Any, float]:
     """Of each compiled call the least wall time, all taken in turn, so that what else the machine does meets all of them."""
     seconds = dict.fromkeys(calls, np.inf)
     for _ in range(repeats):
