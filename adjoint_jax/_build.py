@@ -53,12 +53,8 @@ def sampler(options: Sample) -> tuple[Sampler, Given, Variables]:
     path = DIGITS if options.checkpoint is None else checkpoints.fetched(options.checkpoint)
     opened = (_prompted.opened if _prompted.takes_text(path) else _opened)(options, path)
     times = grids.check(opened.process, grid(opened.process, options.steps, t_start=options.t_start, t_end=options.t_end))
-    sampling, shape = opened.sampler(times, solver), (options.batch, *opened.shape)
-    key = jax.random.key(options.seed)
-    variables = {"x_T": sampling.spread * jax.random.normal(key, shape, jnp.float32)}
-    if solver.draws:
-        draws = (solver.draws,) if solver.draws > 1 else ()
-        variables["noise"] = jax.random.normal(jax.random.fold_in(key, 1), (options.steps, *draws, *shape), jnp.float32)
+    sampling = opened.sampler(times, solver)
+    variables = sampling.noises(jax.random.key(options.seed), (options.batch, *opened.shape))
     if opened.embedding is not None:
         variables["embedding"] = jax.tree.map(lambda each: jnp.repeat(each[None], options.batch, axis=0), opened.embedding)
     rest = mesh.everywhere(Given(None, jnp.float32(options.guidance), opened.null, None), devices)
@@ -121,6 +117,8 @@ def steering(options: Guide) -> tuple[Steering, Given, Variables]:
     sampling, given, variables = sampler(options)
     if "embedding" in driven and "embedding" not in variables:
         raise ValueError("This checkpoint is unconditional and has no embedding to drive: use --drive noise.")
+    if driven == ("embedding",) and (options.project not in ("shell", "none") or options.radius is not None or options.penalty):
+        raise ValueError("--project, --radius and --penalty are of noise, and --drive embedding leaves it alone: leave them out.")
     if "noise" in driven and "noise" not in variables:
         raise ValueError(f"--sampler {options.sampler} injects no noise here: use sde-dpmpp, or ddim with --eta 1, or leave injected out of --drive.")
     metric = _scoring.metric(options, sampling.like(variables["x_T"]))

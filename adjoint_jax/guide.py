@@ -103,6 +103,14 @@ class Sampler:
         """sigma(t_start), the standard deviation of x_T."""
         return float(self.process.sigma(self.grid[0]))
 
+    def noises(self, key: Any, shape: tuple[int, ...]) -> Variables:
+        """x_T of `shape` `[B, H, W, C]`, and `noise` `[N, B, H, W, C]`, or `[N, draws, B, H, W, C]`, of a sampler that injects some."""
+        drawn = {"x_T": self.spread * jax.random.normal(key, shape, jnp.float32)}
+        if draws := self.solver.draws:
+            per_step = (len(self.grid) - 1, *((draws,) if draws > 1 else ()), *shape)
+            drawn["noise"] = jax.random.normal(jax.random.fold_in(key, 1), per_step, jnp.float32)
+        return drawn
+
 
 @dataclass(frozen=True)
 class Steering:

@@ -34,6 +34,8 @@ class Outcome(NamedTuple):
     new: np.ndarray
     items: Sequence[Item]
     rows: Sequence[Mapping[str, Any]]
+    work: Sequence[tuple[int, int]]
+    """(forward, backward) evaluations of the network by each item, the whole batch as one."""
 
     def of(self, *kinds: str) -> list[tuple[Item, Mapping[str, Any]]]:
         """The items of some kinds with their rows."""
@@ -97,7 +99,7 @@ def views(found: Outcome, images: np.ndarray, made: np.ndarray) -> dict[str, byt
     }
 
 
-def document(found: Outcome, note: str, options: Any, work: Mapping[str, int], audited: Sequence[tuple[str, Any]], times: Sequence[float]) -> bytes:
+def document(found: Outcome, note: str, options: Any, audited: Sequence[tuple[str, Any]], times: Sequence[float]) -> bytes:
     """The report."""
     steps, count = max(item.steps for item, _ in found.of(TRIP)), len(found.new)
     ends = ", ".join(f"{NAMES[method]} to {found.trip(method, steps)[1]:.1e}" for method in options.methods)
@@ -108,7 +110,8 @@ def document(found: Outcome, note: str, options: Any, work: Mapping[str, int], a
         f"In float32 and {steps} steps, images come back from their noise with a root mean square error of: {ends} (pixels in [-1, 1]). Under "
         f"another label, at guidance {scale:g}, the {reader} classifier reads as the new class, at a mean distance from the originals: {told}."
     )
-    cost = {f"network evaluations of a step, {NAMES[name]}, each way": str(each) for name, each in work.items()}
+    forward, backward = np.sum(found.work, axis=0)
+    cost = {"network evaluations in all": f"{forward} forward, {backward} backward"}
     parts = [
         report.section("Round trips", note, _trips(found), report.picture("error.png", "error by steps"), TRIPS),
         report.section("Class edits", _edits(found), report.picture("reconstructions.png", "there and back"), EDITS),
@@ -139,7 +142,8 @@ def _trips(found: Outcome) -> str:
 
 def _edits(found: Outcome) -> str:
     rows = []
+    work = dict(zip(found.items, found.work, strict=True))
     for item, row in found.edits():
         hits = (rate(found.hits(row, name), len(found.new)) for name in found.readers)
-        rows.append((item.words, f"{item.guidance:g}", *hits, f"{np.mean(row['distance']):.3f}"))
-    return report.table(("edit by", "w", *(f"read as the new class by {name}" for name in found.readers), "distance"), rows)
+        rows.append((item.words, f"{item.guidance:g}", *hits, f"{np.mean(row['distance']):.3f}", "{} + {}".format(*work[item])))
+    return report.table(("edit by", "w", *(f"read as the new class by {name}" for name in found.readers), "distance", "network evaluations"), rows)

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from own_network.flow_vit import NULL, load_flow_vit
-from tuning import EFFECTS, applied, audited_against_exact, in_turn, ink, noises, readers, refuse_on_a_mesh, slant, thickness, upright
+from tuning import EFFECTS, applied, audited_against_exact, in_turn, ink, readers, refuse_on_a_mesh, slant, thickness, upright
 
 from adjoint_jax import _build, _scoring, checkpoints, grids
 from adjoint_jax._misfits import at_least, known, made, positive
@@ -244,12 +244,14 @@ def setting(options: Options) -> Setting:
         raise ValueError("--clip is for the effects clip:TEXT, of which there is none: leave it out.")
     if options.prompt is not None and options.flow_vit is not None:
         raise ValueError("--flow-vit takes no --prompt: leave one of them out.")
+    if options.flow_vit is not None and (options.size is not None or options.negative is not None):
+        raise ValueError("--flow-vit says how large its images are and knows no text: leave --size and --negative out.")
     found, key = model(options), jax.random.key(options.seed)
     if not 0 <= label(options) < count(found.classes):
         raise ValueError(f"The network has the classes 0 to {count(found.classes) - 1}; got --label {label(options)}: give one of them.")
     row = lambda c: jax.tree.map(lambda leaf: leaf[c], found.classes)  # noqa: E731
     sampled = jax.jit(lambda given, embedding, noise: samples(found, given, embedding, noise))
-    made_of = noises(found.sampler, jax.random.fold_in(key, MADE), (options.fresh, *found.shape))
+    made_of = found.sampler.noises(jax.random.fold_in(key, MADE), (options.fresh, *found.shape))
     own = lambda c: sampled(found.given, row(c), made_of)  # noqa: E731
     classifier = checkpoints.load_model(checkpoints.EMBEDDED / "classifier" if options.classifier is None else options.classifier)
     module, params = classifier
@@ -258,7 +260,7 @@ def setting(options: Options) -> Setting:
     start = mesh.everywhere(row(label(options)), mesh.of(found.given))
     tuning = Tuning(found, optax.adam(options.learning_rate), options.radius, jax.tree.map(lambda leaf: float(np.linalg.norm(leaf)), start))
     noise, fresh = (
-        mesh.spread(noises(found.sampler, jax.random.fold_in(key, stream), (count, *found.shape)), mesh.of(found.given))
+        mesh.spread(found.sampler.noises(jax.random.fold_in(key, stream), (count, *found.shape)), mesh.of(found.given))
         for stream, count in ((FIXED, options.batch), (FRESH, options.fresh))
     )
     return Setting(tuning, effects, start, noise, fresh, read, key)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +38,7 @@ import adjoint_jax as aj
 from adjoint_jax._misfits import at_least, known, positive
 from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, npz, recorded
+from adjoint_jax.experiments.engines import evaluations
 from adjoint_jax.experiments.metrics import margin
 from adjoint_jax.guide import Given, Steering, audit
 from adjoint_jax.solvers.cycle import encode_noise
@@ -102,8 +104,8 @@ def problem(options: Options) -> Problem:
         known("methods", method, METHODS)
     if not options.steps or min(options.steps) < 1:
         raise ValueError(f"--steps are the steps of round trips, each at least 1; got {options.steps}.")
-    if not options.methods or not options.guidance:
-        raise ValueError("--methods and --guidance need one entry at least: give some, or leave them out for the default.")
+    if not options.methods or not options.guidance or not np.isfinite(options.guidance).all():
+        raise ValueError(f"--methods and --guidance need one entry at least, and scales are finite; got {options.methods} and {options.guidance}.")
     drawn = labelled(options)
     readers, note = judges(options.classifier, options.lenet, drawn.shape, drawn.classes)
     images, own, origin = chosen(options, drawn, next(iter(readers.values())))
@@ -122,8 +124,8 @@ def chosen(options: Options, drawn: Labelled, judge: Judge) -> tuple[Any, np.nda
     else:
         sampler, given = drawn.sampler(aj.DPMSolverPP(2), options.edit_steps, 1.0)
         labels = np.tile(np.arange(drawn.classes), 4 * options.per_class)
-        noise = sampler.spread * jax.random.normal(jax.random.key(options.seed), (len(labels), *drawn.shape), jnp.float32)
-        images = np.asarray(jax.jit(lambda given, variables: sampler(given, variables))(given, {"x_T": noise, "embedding": drawn.table[labels]}))
+        variables = {**sampler.noises(jax.random.key(options.seed), (len(labels), *drawn.shape)), "embedding": drawn.table[labels]}
+        images = np.asarray(jax.jit(lambda given, variables: sampler(given, variables))(given, variables))
         origin = (
             f"The images are the sampler's own, those that the {judge.name} classifier reads as asked for: there are none to edit in {path.name}."
         )
@@ -251,6 +253,16 @@ class Editing:
             state, _ = update(given, state)
         return jax.jit(lambda given, variables: steering.sampler(given, variables))(given, state.variables)
 
+    def work(self, item: Item) -> tuple[int, int]:
+        """(forward, backward) evaluations of the network by an item, guidance being two."""
+        solver = solver_of(item.method)
+        encoding = 0 if item.kind == FRESH else item.steps * len(solver.pattern.reads)
+        sampler, _ = self.setup.drawn.sampler(solver, item.steps, item.guidance)
+        sample, _ = evaluations(sampler, diffrax.DirectAdjoint())
+        gradient = np.multiply(evaluations(sampler, aj.DiscreteAdjoint()), self.options.iterations if item.kind == DRIVEN else 0)
+        forward, backward = gradient + (encoding + sample, 0)
+        return int(forward), int(backward)
+
     def audited(self) -> list[tuple[str, Any]]:
         """The exact gradient of (3) in the noises, and the continuous one, where they start: of the first images that the edit (2) leaves misread."""
         item = self.items[-1]
@@ -270,11 +282,10 @@ def main(options: Options) -> None:
     editing = Editing(options, setup, items, mesh.make(options.mesh, len(setup.own)))
     restored = run.restore(np.zeros((len(items), *setup.images.shape), np.float32))
     progress = run.follow(iterate(editing.step, restored, len(items)), restored, len(items), options.save_every)
-    found = Outcome(setup.own, setup.new, items, progress.history)
+    found = Outcome(setup.own, setup.new, items, progress.history, [editing.work(item) for item in items])
     run.write({"final.npz": npz({"images": setup.images, "own": setup.own, "new": setup.new, "made": progress.state})})
     run.write({"results.json": to_json(results(found)), **views(found, np.asarray(setup.images), np.asarray(progress.state))})
-    work = {name: len(solver_of(name).pattern.reads) for name in options.methods}
-    run.write({"report.md": document(found, setup.note, options, work, editing.audited(), progress.seconds)})
+    run.write({"report.md": document(found, setup.note, options, editing.audited(), progress.seconds)})
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from tuning import least_seconds
 import adjoint_jax as aj
 from adjoint_jax import checkpoints
 from adjoint_jax._misfits import at_least, known, positive
-from adjoint_jax.experiments import OnMesh, Progress, Run, command, iterate, mesh, recorded
+from adjoint_jax.experiments import OnMesh, Progress, Run, command, iterate, mesh, pictures, recorded
 from adjoint_jax.experiments.engines import engine, evaluations
 from adjoint_jax.guide import Given, Sampler, Steering, audit
 
@@ -253,7 +253,7 @@ class Morphing:
                 state, seen = update(given, state)
                 losses.append(-np.asarray(mesh.fetched(seen.scores)))
             variables = state.variables
-        made = as_bytes(pixels(mesh.fetched(self.sampled(kind, greedy_steps(method))(self.told(given, method), variables))))
+        made = pictures.as_bytes(pixels(mesh.fetched(self.sampled(kind, greedy_steps(method))(self.told(given, method), variables)))[..., 0])
         wanted = mesh.fetched(given.metric.args[1:])
         losses.append(np.asarray(identity_loss(self.features(made), *wanted)))
         if not np.isfinite(losses).all():
@@ -334,11 +334,6 @@ def greedy_steps(method: str) -> int:
 def as_states(images: np.ndarray) -> Any:
     """Bytes `[n, H, W]` as images `[n, H, W, 1]` in [-1, 1]."""
     return jnp.asarray(images[..., None], jnp.float32) / 127.5 - 1
-
-
-def as_bytes(images: Any) -> np.ndarray:
-    """The inverse, rounded."""
-    return np.round(np.clip((np.asarray(images)[..., 0] + 1) * 127.5, 0, 255)).astype(np.uint8)
 
 
 def checked(options: Options) -> Morphing:

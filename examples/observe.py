@@ -12,11 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from PIL import Image
 
 import adjoint_jax as aj
-from adjoint_jax.experiments import Experiment, command
+from adjoint_jax.experiments import Experiment, command, pictures
 from adjoint_jax.experiments.metrics import blurred
 from adjoint_jax.experiments.run import write
 
@@ -38,7 +37,7 @@ class Options(Experiment):
 def png(image: Any) -> bytes:
     """An image `[H, W, 1]` in [-1, 1], a pixel a pixel."""
     buffer = io.BytesIO()
-    Image.fromarray(np.asarray(jnp.round(jnp.clip(image[..., 0] + 1, 0, 2) * 127.5), np.uint8), "L").save(buffer, "PNG")
+    Image.fromarray(pictures.as_bytes(image[..., 0]), "L").save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -115,6 +115,8 @@ def problem_of(options: Options) -> Problem:
     if options.flow_vit is not None:
         if options.checkpoint is not None or not Path(options.flow_vit).is_file():
             raise ValueError(f"--flow-vit takes the place of --checkpoint, and names mnist_flow_vit.npz of the shared data; got {options.flow_vit}.")
+        if options.size is not None:
+            raise ValueError("--flow-vit says how large its images are: leave --size out.")
         term, params = load_flow_vit(options.flow_vit)
         return Problem(term, params, 10, (28, 28, 1), lambda x: 2 * x - 1, options.t_end)
     path = _build.DIGITS if options.checkpoint is None else checkpoints.fetched(options.checkpoint)

@@ -8,7 +8,7 @@
 x_0(x) is the whole sampler. (2) needs no softmax, and P_R is about the original noise: a clip about the present iterate would bind
 nothing. Beside the gradient stand random signs e, x = x* + R s e: what misreading owes to the size of the ball alone. The samples are
 also read by a classifier that was not attacked, and the roles are exchanged. At the main radius, engines for dm/dx compete: in a round
-each has about the network evaluations of one gradient of the first.
+each has as many whole updates as come nearest to the network evaluations of one update of the first, and at least one.
 
 Sources: Pan et al., AdjointDPM (ICLR 2024), the security audit; Madry et al., Towards deep learning models resistant to adversarial
 attacks (ICLR 2018), for (3); Carlini & Wagner, Towards evaluating the robustness of neural networks (S&P 2017), for (2).
@@ -111,9 +111,9 @@ def problem(options: Options) -> Problem:
     labels = np.tile(np.arange(drawn.classes), options.per_class)
     devices = mesh.make(options.mesh, len(labels))
     sampler, given = drawn.sampler(DPMSolverPP(2), options.steps, options.guidance, devices)
-    noise = sampler.spread * jax.random.normal(jax.random.key(options.seed), (len(labels), *drawn.shape), jnp.float32)
+    variables = {**sampler.noises(jax.random.key(options.seed), (len(labels), *drawn.shape)), "embedding": drawn.table[labels]}
     found, note = judges(options.classifier, options.lenet, drawn.shape, drawn.classes)
-    return Problem(sampler, given, mesh.spread({"x_T": noise, "embedding": drawn.table[labels]}, devices), labels, found, note)
+    return Problem(sampler, given, mesh.spread(variables, devices), labels, found, note)
 
 
 def work(sampler: Sampler, name: str) -> int:

@@ -248,7 +248,8 @@ def _raced(found: Outcome, target: float, seconds: Mapping[str, float]) -> tuple
     words = f"{winner} is the first to {100 * target:.0f} %." if winner else f"None reaches {100 * target:.0f} %."
     head = ("gradient", "an update", "updates a round", f"to {100 * target:.0f} % misread", f"after {limit:.1f} s", "after all rounds")
     how = (
-        f" A round has about the network evaluations of one update by {found.main.engine}, a backward evaluation counted as one; its seconds "
-        "are those of the updates alone, the sampling that judges it left out. The seconds are of this machine; all else is of the seed."
+        f" A round is as many whole updates as come nearest to the network evaluations of one by {found.main.engine}, and at least one, a backward "
+        "evaluation counted as one; its seconds are those of the updates alone, the sampling that judges it left out. The seconds are of this "
+        "machine; all else is of the seed."
     )
     return words + how, report.table(head, rows), report.picture("race.png", "share misread by seconds")

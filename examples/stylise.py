@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tuning import EFFECTS, applied, audited_against_exact, in_turn, least_seconds, noises, readers, refuse_on_a_mesh, thickness
+from tuning import EFFECTS, applied, audited_against_exact, in_turn, least_seconds, readers, refuse_on_a_mesh, thickness
 
 from adjoint_jax import _build, checkpoints
 from adjoint_jax._misfits import at_least, known, positive
@@ -116,7 +116,7 @@ class Tuning:
 
     def variables(self, arrays: Arrays, key: Any, count: int, first: Any = 0) -> Variables:
         """Noise for `count` samples, of the classes in turn from the number `first`."""
-        drawn = noises(self.sampler, key, (count, *self.shape))
+        drawn = self.sampler.noises(key, (count, *self.shape))
         labels = {} if arrays.labels is None else {"embedding": arrays.labels[(first + jnp.arange(count)) % len(arrays.labels)]}
         return {**drawn, **labels}
 

@@ -7,6 +7,7 @@ The UNet predicts v on the linear 1000-step schedule of DDPM, images in [-1, 1];
 guidance works. `training` has the loop, whose state a killed run goes on from.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import tyro
 from training import batch_indices, stratified, train
 
 from adjoint_jax import checkpoints
+from adjoint_jax.experiments.options import guarded
 from adjoint_jax.models import ConvClassifier, UNet2D
 from adjoint_jax.networks import target
 from adjoint_jax.schedulers._betas import process_from_config
@@ -126,4 +128,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    guarded(lambda argv: main(tyro.cli(Config, args=argv)), sys.argv[1:])

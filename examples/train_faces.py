@@ -12,6 +12,8 @@ but images 9 and 10 of each person. A quarter of each batch is ORL. Weights made
 The network sees 2 x 2 pixels as the four channels of one (an orthogonal map, so that Gaussian noise stays Gaussian): a quarter of the work.
 """
 
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from flax import serialization
 from training import batch_indices, stratified, train
 
 from adjoint_jax import checkpoints
+from adjoint_jax.experiments.options import guarded
 from adjoint_jax.models import ConvClassifier, UNet2D
 from adjoint_jax.networks import target
 from adjoint_jax.schedulers._betas import process_from_config
@@ -117,10 +120,14 @@ def loss(params: Any, images: Any, key: Any) -> Any:
 
 
 def export(average: Any, folder: Path) -> None:
-    """Writes averaged weights, in half precision, as the folders `unet` and `encoder`."""
+    """Writes averaged weights, in half precision, as the folders `unet` and `encoder`, in the place of an earlier export."""
     average = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), average)
-    checkpoints.save(folder / "unet", UNET, average["unet"], SCHEDULER)
-    checkpoints.save(folder / "encoder", ENCODER, average["encoder"], None)
+    for name, module, schedule in (("unet", UNET, SCHEDULER), ("encoder", ENCODER, None)):
+        fresh, target = folder / f"{name}.new", folder / name
+        shutil.rmtree(fresh, ignore_errors=True)
+        checkpoints.save(fresh, module, average[name], schedule)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
 
 
 def main(config: Config) -> None:
@@ -142,4 +149,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    guarded(lambda argv: main(tyro.cli(Config, args=argv)), sys.argv[1:])

@@ -21,7 +21,6 @@ import optax
 from judges import lenet_judge
 
 from adjoint_jax.audit import AuditRow, compare
-from adjoint_jax.guide import Sampler
 
 
 class Tuned(NamedTuple):
@@ -58,15 +57,6 @@ def applied(optimiser: optax.GradientTransformation, gradient: Any, tuned: Any, 
     """One step of the optimiser: what is tuned and the optimiser's state after it, and the norm of the gradient."""
     updates, inner = optimiser.update(gradient, inner, tuned)
     return optax.apply_updates(tuned, updates), inner, optax.tree.norm(gradient)
-
-
-def noises(sampler: Sampler, key: Any, shape: tuple[int, ...]) -> dict[str, Any]:
-    """x_T of the shape `[B, H, W, C]`, and the injected noises of a sampler that has some."""
-    drawn = {"x_T": sampler.spread * jax.random.normal(key, shape, jnp.float32)}
-    if draws := sampler.solver.draws:
-        per_step = (len(sampler.grid) - 1, *((draws,) if draws > 1 else ()), *shape)
-        drawn["noise"] = jax.random.normal(jax.random.fold_in(key, 1), per_step, jnp.float32)
-    return drawn
 
 
 def audited_against_exact(

@@ -208,6 +208,8 @@ REFUSED = {
     "no such ball": (("--project", "linf"), "A radius, a positive number, is for the projections linf and l2; got linf and None."),
     "radius without ball": (("--radius", "1"), "A radius, a positive number, is for the projections linf and l2; got shell and 1.0."),
     "penalty": (("--penalty", "-1"), "--penalty must be at least 0; got -1.0."),
+    "ball of an embedding": (("--drive", "embedding", "--project", "linf", "--radius", "1"), "are of noise, and --drive embedding leaves it alone"),
+    "penalty of an embedding": (("--drive", "embedding", "--penalty", "1"), "are of noise, and --drive embedding leaves it alone"),
     "nothing injected": (("--drive", "injected"), "--sampler dpmpp injects no noise here: use sde-dpmpp, or ddim with --eta 1, or leave injected"),
     "k of another adjoint": (("--adjoint-k", "2"), "--adjoint discrete takes no --adjoint-k: leave it out."),
     "no k": (("--adjoint", "last-k"), "--adjoint last-k needs --adjoint-k."),

@@ -9,11 +9,13 @@ import pytest
 from compare_gradients import Options
 from test_cli import SCHEDULER, UNET, save_random
 
+from adjoint_jax.experiments import Progress
 from adjoint_jax.models import ConvClassifier
 
 pytestmark = pytest.mark.usefixtures("as_the_program_runs")
 
 ENGINES = ("discrete", "last-k:1", "greedy", "guided")
+APART = {"before": 0.7, "discrete": 0.6, "guided": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,20 @@ def test_it_runs_every_engine_for_equal_evaluations(finished):
             assert row["metric"][row["reached"]] >= finished.goal > max(row["metric"][: row["reached"]], default=-np.inf)
     report = written(finished, "report.md").decode()
     assert all(f"| {name} |" in report for name in ENGINES)
+    # at each of two rates 2 exact updates of 8 + 4, 4 of 5 + 1, and 12 of 1 + 1; one guided sample of 8 + 4
+    assert "| network evaluations in all | 104 forward, 52 backward |" in report
+
+
+def test_guidance_that_is_there_at_once_is_said(finished):
+    race = compare_gradients.Race(finished, *compare_gradients._build.steering(finished))
+    row = {"engine": "discrete", "rate": 0.1, "updates": 1, "metric": [-3.0, -1.0], "per_image": [], "reached": 1}
+    rows = [row, {**row, "engine": "guided", "updates": 0, "metric": [-1.2], "reached": 0}]
+    said = []
+    for goal in (-1.45, -1.1):
+        race.options = dataclasses.replace(finished, goal=goal)
+        lead, _ = compare_gradients.claims(race, Progress(None, rows), {"discrete": 0, "guided": 1}, {"discrete": 2, "guided": 0.5}, APART, None)
+        said.append("Guidance at every step is there in one sample (0.50 s, scale 0.1: -1.2)" in lead)
+    assert said == [True, False]
 
 
 def test_a_stopped_comparison_goes_on_to_the_same_bytes(finished, tmp_path, monkeypatch):

@@ -117,6 +117,18 @@ def test_a_run_goes_on_after_a_kill_to_the_same_bytes(arguments, finished, tmp_p
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
 
 
+def test_every_sampler_and_kind_of_method_for_the_work_of_the_last(arguments, tmp_path):
+    """In three steps an exact update takes 6 + 3 evaluations, one through the last step 4 + 1."""
+    more = ("--pairs", "2", "--samplers", "ode", "sde", "--methods", "greedy-dim:2", "last-k:1", "discrete", "--equal-work")
+    command(morph_faces.main, morph_faces.Options, [*arguments, *more, "--out", str(tmp_path / "run")])
+    rows = {(row["sampler"], row["method"]): row for row in json.loads((tmp_path / "run" / "results.json").read_text())["rows"]}
+    for kind in ("ode", "sde"):
+        assert [len(rows[kind, name]["losses"]) - 1 for name in ("greedy-dim:2", "last-k:1", "discrete")] == [0, 4, 2]
+        assert rows[kind, "discrete"]["losses"][-1] < rows[kind, "discrete"]["losses"][0]
+        assert rows[kind, "greedy-dim:2"]["recogniser_gradients"] == 3 * 2
+    assert "Updates: as many as cost what 2 of discrete do" in (tmp_path / "run" / "report.md").read_text()
+
+
 @pytest.mark.slow
 def test_morphs_on_a_mesh_are_those_of_one_device(arguments, tmp_path):
     for name, more in {"one": (), "several": ("--mesh", "data=2,fsdp=2", "--checkpointer", "orbax")}.items():
@@ -134,6 +146,7 @@ def test_morphs_on_a_mesh_are_those_of_one_device(arguments, tmp_path):
         (("--methods", "greedy-dim:"), "The method greedy-dim: lacks a number of updates"),
         (("--pairs", "7"), "--pairs must be at most 6, and a multiple of --batch; got 7 and 2."),
         (("--image", "8"), "--image must be one of the 8 that the model was trained on, from 0; got 8."),
+        (("--methods", "discrete", "none", "--equal-work"), "--equal-work measures by the last of --methods, and none has no updates"),
         (("--iterations", "0"), "--iterations must be at least 1; got 0."),
         (("--recogniser-size", "24"), "The recogniser does not take images of 24 x 24, --recogniser-size: "),
     ],

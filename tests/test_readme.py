@@ -43,7 +43,10 @@ def test_weights_are_small():
     assert sum(file.stat().st_size for file in (Path(aj.__file__).parent / "assets").rglob("*.safetensors")) <= 4 * 2**20
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_linked_files_exist(name):
-    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text()):
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "examples/README.md", "examples/faces/README.md", "docs/mesh.md"])
+def test_linked_files_and_those_of_commands_exist(name):
+    text = (ROOT / name).read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((ROOT / name).parent / target).exists(), target
+    for target in re.findall(r"(?:--config |python )([\w/]+\.\w+)", text):
         assert (ROOT / target).exists(), target

@@ -125,6 +125,7 @@ def test_schedules_that_were_saved_are_used_again(finished, tmp_path):
         (("--gradient-nfe", "7"), "--gradient-nfe must be one of --nfe, (5, 8, 10); got 7."),
         (("--fresh", "3"), "--shown and --gradient-images are of the --fresh noises, 3; got 6, 8."),
         (("--tries", "-1"), "--tries must be at least 0; got -1."),
+        (("--flow-vit", __file__, "--size", "8"), "--flow-vit says how large its images are: leave --size out."),
         (("--flow-vit", "nowhere.npz"), "names mnist_flow_vit.npz of the shared data; got nowhere.npz."),
     ],
 )

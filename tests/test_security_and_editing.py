@@ -264,6 +264,8 @@ def test_only_ddim_loses_the_image_and_what_is_counted_is_what_was_made(edited):
         read = np.argmax(two_logits(0.0, pictures.astype(np.float32)), axis=1)
         assert row["read_as_new"]["toy"]["images"] == (read == new).sum()
         np.testing.assert_allclose(row["distance"], np.mean(np.sqrt(np.mean((pictures - images) ** 2, axis=(1, 2, 3)))), rtol=1e-6)
+    # in 4 steps: trips 4 + 4, edits 4 + 2 x 4, new noise 2 x 4, and 4 + 4 beside three gradients, each of 8 and 4
+    assert "| network evaluations in all | 80 forward, 12 backward |" in (edited / "report.md").read_text()
 
 
 def test_the_gradient_edit_climbs_inside_its_ball():
@@ -291,6 +293,7 @@ def test_the_gradient_edit_climbs_inside_its_ball():
         (editing, invert_and_edit.problem, {"methods": ("edict",)}, r"--methods edict is not known"),
         (editing, invert_and_edit.problem, {"steps": ()}, r"--steps are the steps of round trips"),
         (editing, invert_and_edit.problem, {"guidance": ()}, r"--methods and --guidance need one entry at least"),
+        (editing, invert_and_edit.problem, {"guidance": (1.0, float("nan"))}, r"and scales are finite; got .* and \(1\.0, nan\)"),
         (editing, invert_and_edit.problem, {"kappa": 0.0}, r"--kappa must be a positive number"),
     ],
 )

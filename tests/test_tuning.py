@@ -15,7 +15,6 @@ import scipy.stats
 import stylise
 import tuning
 from test_cli import SCHEDULER, UNET, save_random
-from tuning import noises
 
 import adjoint_jax as aj
 from adjoint_jax import _build, checkpoints
@@ -136,7 +135,7 @@ def test_what_is_saved_gives_the_images_of_the_report(nets, finished):
     options = fine_tuning(nets, "none")
     _, params, _, _ = aj.load(finished["weights"] / "model")
     sampler, given, _ = _build.sampler(replace(options, label=0))
-    held = noises(sampler, jax.random.fold_in(jax.random.key(0), stylise.HELD), (2, 8, 8, 1))
+    held = sampler.noises(jax.random.fold_in(jax.random.key(0), stylise.HELD), (2, 8, 8, 1))
     images = jax.jit(sampler.__call__)(given._replace(params=params), {**held, "embedding": jnp.arange(2)})
     with np.load(finished["weights"] / "final.npz") as final:
         assert np.abs(final["images/discrete"] - final["images/before"]).max() > 1e-4
@@ -286,6 +285,7 @@ REFUSED = [
     (fine_tuning, {"looks": 1}, "--looks must be at least 2"),
     (fine_tuning, {"mesh": "data=4", "held": 4, "engines": ("low-variance:1",)}, "which no device of a --mesh has"),
     (embedding, {"mesh": "data=4", "fresh": 4, "engine": "low-variance:1"}, "which no device of a --mesh has"),
+    (embedding, {"flow_vit": "any.npz", "checkpoint": None, "size": 8}, "leave --size and --negative out"),
     (embedding, {"effects": ("slant:much",)}, "give a number"),
     (embedding, {"effects": ("image:10",)}, "a number below 10"),
     (embedding, {"effects": ("glow:1",)}, "The effect glow:1 is not known"),

@@ -25,6 +25,11 @@ def load(path: str, shape: tuple[int, ...]) -> Any:
     return pixels
 
 
+def as_bytes(images: Any) -> np.ndarray:
+    """Images in [-1, 1] as whole numbers from 0 to 255, clipped."""
+    return np.round(np.clip(np.asarray(images, np.float32) + 1, 0, 2) * np.float32(127.5)).astype(np.uint8)
+
+
 def sheet(images: Any, columns: int | None = None, width: int = WIDTH) -> bytes:
     """Images `[B, H, W, C]` in [-1, 1], C = 1 or 3 (of others the first channel), in rows of `columns` (by default a square), each enlarged
     by a whole number to about `width` pixels."""
@@ -33,7 +38,7 @@ def sheet(images: Any, columns: int | None = None, width: int = WIDTH) -> bytes:
     pixels = np.asarray(mesh.fetched(images), np.float32)
     pixels = pixels if pixels.shape[-1] == 3 else np.repeat(pixels[..., :1], 3, axis=-1)
     factor = max(1, width // pixels.shape[2])
-    pixels = np.round(np.clip(pixels + 1, 0, 2) * 127.5).astype(np.uint8).repeat(factor, axis=1).repeat(factor, axis=2)
+    pixels = as_bytes(pixels).repeat(factor, axis=1).repeat(factor, axis=2)
     count, height, width, _ = pixels.shape
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
