@@ -1,5 +1,7 @@
 """Several devices, in one process and in two: values and gradients are those of one device, and states go from any mesh to any other."""
 
+import dataclasses
+import importlib
 import json
 import os
 import re
@@ -22,11 +24,14 @@ from jax.sharding import PartitionSpec as P
 from test_cli import SCHEDULER, UNET, refuses, save_random
 
 from adjoint_jax import cli
+from adjoint_jax._options import Guide
 from adjoint_jax.experiments import Progress, Run, mesh
+from adjoint_jax.experiments.options import read_config
 from adjoint_jax.experiments.run import claim
 from adjoint_jax.guide import audit, steer
 
 ROOT = Path(__file__).parents[1]
+EXPERIMENTS = ("compare_gradients", "effect", "invert_and_edit", "morph_faces", "search_solver", "security_audit", "stylise")
 MESHES = ("data=4", "data=2,fsdp=2")
 WORDS = ("all-", "reduce-scatter", "collective", "send", "recv")
 
@@ -68,6 +73,24 @@ def test_refuses_a_batch_that_does_not_divide(tmp_path, capsys):
     arguments = ["sample", "--checkpoint", path, "--size", "8", "--batch", "6", "--mesh", "data=4", "--out", tmp_path / "out"]
     refuses(arguments, "A batch of 6 images does not divide over the 4 devices of --mesh data=4: give a multiple of 4.", capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_eight_devices_divide_every_config_with_what_the_documentation_adds():
+    """The table of docs/mesh.md: each config once, and what is spread over the devices a multiple of eight."""
+    rows = re.findall(r"^\| ((?:`\w+` ?)+) \| (?:`(.*)`)? ?\|$", (ROOT / "docs" / "mesh.md").read_text(), re.MULTILINE)
+    added = {name: flags.split() for names, flags in rows for name in re.findall(r"`(\w+)`", names)}
+    assert set(added) == {file.stem for file in (ROOT / "configs").glob("*.toml")}
+    kinds = {"guide": Guide, **{name: importlib.import_module(name).Options for name in EXPERIMENTS}}
+    for name, flags in added.items():
+        kind = next(kind for start, kind in kinds.items() if name.startswith(start))
+        options = dataclasses.asdict(kind(**read_config(str(ROOT / "configs" / f"{name}.toml"), kind)))
+        options |= {flag.removeprefix("--").replace("-", "_"): int(value) for flag, value in zip(flags[::2], flags[1::2], strict=True)}
+        spread = [options[key] for key in ("batch", "fresh", "held", "gradient_images") if key in options]
+        spread += [10 * options["per_class"]] if "per_class" in options else []
+        spread += [options["images"]] if name.startswith("search") else []
+        assert spread, name
+        assert not any(count % 8 for count in spread), (name, spread)
+        assert options.get("pairs", 0) % options.get("batch", 1) == 0, name
 
 
 def test_where_arrays_lie():
