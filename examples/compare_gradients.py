@@ -27,7 +27,7 @@ import numpy as np
 import optax
 from judges import lenet_judge
 from scipy.spatial.distance import pdist
-from tuning import least_seconds
+from tuning import Arrival, least_seconds, standing
 
 import adjoint_jax as aj
 from adjoint_jax import _build
@@ -222,14 +222,15 @@ def claims(
         row, (forward, backward) = progress.history[k], cost(race.steering, name)
         reached, updates = row["reached"], row["updates"]
         if reached is not None and name != GUIDED:
-            times[name] = reached * updates * seconds[name]
+            times[name] = Arrival(reached * updates * seconds[name], reached * updates, forward + backward)
         count, pace = (len(row["metric"]) - 1) * updates, f"{1e3 * seconds[name]:.0f}"
         cells = (forward, backward, f"{(forward + backward) / first:.2f}", row["rate"], count, pace)
-        came = ("-" if reached is None else reached * updates, f"{times[name]:.2f}" if name in times else "-", f"{row['metric'][-1]:.3g}")
+        came = ("-" if reached is None else reached * updates, f"{times[name].seconds:.2f}" if name in times else "-", f"{row['metric'][-1]:.3g}")
         lines.append((name, *cells, *came, told(apart[name]), *(() if read is None else (f"{100 * read[i]:.0f} %",))))
-    order = sorted(times, key=lambda name: times[name])
+    order = sorted(times, key=lambda name: times[name].seconds)
     lead = f"Goal: {_build.describe(options)}, mean at least {options.goal:g}. "
-    lead += f"First by wall time: {', '.join(f'{name} ({times[name]:.2f} s)' for name in order)}." if order else "No engine reached it."
+    lead += f"First by wall time: {', '.join(f'{name} ({times[name].seconds:.2f} s)' for name in order)}." if order else "No engine reached it."
+    lead += standing(times, best) if order else ""
     if GUIDED in best and progress.history[best[GUIDED]]["metric"][-1] >= options.goal:
         row = progress.history[best[GUIDED]]
         lead += f" Guidance at every step is there in one sample ({seconds[GUIDED]:.2f} s, scale {row['rate']:g}: {row['metric'][-1]:.3g}): it gives"

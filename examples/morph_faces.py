@@ -295,8 +295,11 @@ class Morphing:
         """How many a gradient gets."""
         if not self.options.equal_work:
             return self.options.iterations
-        own, last = (sum(evaluations(self.sampler(kind), engine(each))) for each in (method, self.options.methods[-1]))
-        return ceil(self.options.iterations * last / own)
+        return ceil(self.options.iterations * self.work(kind, self.options.methods[-1]) / self.work(kind, method))
+
+    def work(self, kind: str, method: str) -> int:
+        """Evaluations of the network, forward and backward, by an update of a gradient, or by the sample of what has none."""
+        return sum(evaluations(self.sampler(kind), engine(method))) if is_gradient(method) else self.options.steps
 
     def seconds(self) -> dict[tuple[str, str], float]:
         """Of one update of the first batch by each gradient, and of the whole of what has none."""

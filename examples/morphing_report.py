@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from recognition import matched, product_average, verification
+from tuning import Arrival, standing
 
 from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import Progress, Run, npz, pictures, recorded, report
@@ -165,8 +166,9 @@ def _engines(made: Any, results: dict[str, Any], seconds: Seconds) -> str:
     for row in (row for row in results["rows"] if "losses" in row):
         name, updates = (row["sampler"], row["method"]), row["updates_to_target"]
         if updates is not None:
-            times[name] = seconds[name] * (updates if len(row["losses"]) > 1 else 1)
-        reached = f"{times[name]:.1f} s" if name in times else "not reached"
+            taken = updates if len(row["losses"]) > 1 else 1
+            times[name] = Arrival(taken * seconds[name], taken, made.work(*name))
+        reached = f"{times[name].seconds:.1f} s" if name in times else "not reached"
         work = (f"{row['forward']} + {row['backward']}", row["recogniser_gradients"])
         losses = (f"{row['losses'][k]:.3f}" for k in (0, -1))
         lines.append((*name, *losses, *work, len(row["losses"]) - 1, f"{seconds[name]:.2f} s", "" if updates is None else updates, reached))
@@ -178,8 +180,11 @@ def _engines(made: Any, results: dict[str, Any], seconds: Seconds) -> str:
         f"images. Updates: {pace}; a gradient that did not reach the target might with more. Seconds are the least of an update of a batch, all "
         "taken in turn; of what has no updates, of the whole sampler."
     )
-    order = [f"{' '.join(name)} ({taken:.1f} s)" for name, taken in sorted(times.items(), key=lambda item: item[1])]
+    order = [f"{' '.join(name)} ({taken.seconds:.1f} s)" for name, taken in sorted(times.items(), key=lambda item: item[1].seconds)]
     first = f"In order of arrival: {', '.join(order)}." if order else "None reached the target."
+    for kind in made.options.samplers if order else ():
+        arrived = {name: taken for (sampler, name), taken in times.items() if sampler == kind}
+        first += f" {kind}:{standing(arrived, made.options.methods)}"
     return report.section("Which gradient gets there first", words, first, report.table(head, lines))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from tuning import Arrival, standing
 
 from adjoint_jax.experiments import pictures, recorded, report
 from adjoint_jax.experiments.statistics import rate, wilson
@@ -192,7 +193,7 @@ def document(
         lead + "\n\n" + report.picture("samples.png", "of each class a sample, misread if one is"),
         report.section("By radius", words, _by_radius(found), report.picture("radius.png", "share misread by radius"), MEANING),
         report.section(f"By class, at R = {radius:g}", _by_class(found)),
-        report.section(f"Engines at equal wall time, at R = {radius:g}", *_raced(found, options.target, seconds)),
+        report.section(f"Engines at equal wall time, at R = {radius:g}", *_raced(found, options.target, seconds, spent)),
         report.audited(audited),
         report.cost(times, more={f"one update by {name}": f"{value:.2f} s, {spent[name]} {EVALUATIONS}" for name, value in seconds.items()}),
         report.options(recorded(options)),
@@ -231,7 +232,7 @@ def _by_class(found: Outcome) -> str:
     return report.table(head, [(label, *cells) for label, *cells in zip(np.unique(found.labels), *columns, strict=True)])
 
 
-def _raced(found: Outcome, target: float, seconds: Mapping[str, float]) -> tuple[str, str, str]:
+def _raced(found: Outcome, target: float, seconds: Mapping[str, float], work: Mapping[str, int]) -> tuple[str, str, str]:
     """A sentence on who was first, the table, and the picture."""
     limit = min(len(found.misread(item, item.judge)) * item.updates * seconds[item.engine] for item in found.race)
     rows, first = [], {}
@@ -239,13 +240,14 @@ def _raced(found: Outcome, target: float, seconds: Mapping[str, float]) -> tuple
         shares, pace = found.shares(item), item.updates * seconds[item.engine]
         hit = np.flatnonzero(shares >= target)
         if len(hit):
-            first[item.engine] = (int(hit[0]) + 1) * pace
+            updates = (int(hit[0]) + 1) * item.updates
+            first[item.engine] = Arrival(updates * seconds[item.engine], updates, work[item.engine])
         done = int(limit / pace * (1 + 1e-9))
         at = f"{100 * shares[done - 1]:.1f} %" if done else "0 %: no round was over"
-        cells = (f"{seconds[item.engine]:.2f} s", item.updates, f"{first[item.engine]:.1f} s" if len(hit) else "not reached", at)
+        cells = (f"{seconds[item.engine]:.2f} s", item.updates, f"{first[item.engine].seconds:.1f} s" if len(hit) else "not reached", at)
         rows.append((item.engine, *cells, _rate(found.final(item, item.judge))))
-    winner = min(first, key=lambda engine: first[engine]) if first else None
-    words = f"{winner} is the first to {100 * target:.0f} %." if winner else f"None reaches {100 * target:.0f} %."
+    winner = min(first, key=lambda engine: first[engine].seconds) if first else None
+    words = f"{winner} is the first to {100 * target:.0f} %.{standing(first, seconds)}" if winner else f"None reaches {100 * target:.0f} %."
     head = ("gradient", "an update", "updates a round", f"to {100 * target:.0f} % misread", f"after {limit:.1f} s", "after all rounds")
     how = (
         f" A round is as many whole updates as come nearest to the network evaluations of one by {found.main.engine}, and at least one, a backward "

@@ -126,7 +126,9 @@ def test_every_sampler_and_kind_of_method_for_the_work_of_the_last(arguments, tm
         assert [len(rows[kind, name]["losses"]) - 1 for name in ("greedy-dim:2", "last-k:1", "discrete")] == [0, 4, 2]
         assert rows[kind, "discrete"]["losses"][-1] < rows[kind, "discrete"]["losses"][0]
         assert rows[kind, "greedy-dim:2"]["recogniser_gradients"] == 3 * 2
-    assert "Updates: as many as cost what 2 of discrete do" in (tmp_path / "run" / "report.md").read_text()
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "Updates: as many as cost what 2 of discrete do" in report
+    assert "None reached the target" in report or " ode: The default, discrete, " in report
 
 
 @pytest.mark.slow
