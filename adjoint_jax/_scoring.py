@@ -16,7 +16,7 @@ from ._misfits import at_least, positive, taken
 from ._options import Guide
 from ._tokens import tokenize
 from .checkpoints import _files as layout
-from .experiments import metrics, pictures
+from .experiments import features, metrics, pictures
 from .models import CLIP, ConvClassifier
 from .models.clip_vision import MEAN, SPREAD
 
@@ -50,11 +50,22 @@ def metric(options: Guide, images: Any) -> Any:
     return found
 
 
-def _classifier(options: Guide, shape: tuple[int, ...]) -> Any:
-    path = CLASSIFIER if options.classifier is None else options.classifier
-    module, params = checkpoints.load_model(path)
+def classifier(path: str | None, shape: tuple[int, ...]) -> tuple[ConvClassifier, Any]:
+    """The classifier in a folder, by default the embedded one, and its weights, for images of `shape` `[H, W, C]`.
+
+    Raises ValueError for another network, or one of images with other channels.
+    """
+    module, params = checkpoints.load_model(CLASSIFIER if path is None else path)
     if not isinstance(module, ConvClassifier):
         raise ValueError(f"{path} holds a {type(module).__name__} where a ConvClassifier was expected.")
+    if module.in_channels != shape[-1]:
+        name = "embedded classifier" if path is None else f"classifier {path}"
+        raise ValueError(f"The {name} reads images [H, W, {module.in_channels}], and these are [H, W, {shape[-1]}]: give a --classifier for them.")
+    return module, params
+
+
+def _classifier(options: Guide, shape: tuple[int, ...]) -> Any:
+    module, params = classifier(options.classifier, shape)
     wanted = target(options)
     if wanted is None or not 0 <= wanted < module.classes:
         raise ValueError(f"The classifier knows the classes 0 to {module.classes - 1}; got --target {wanted}: give one of them.")
@@ -113,25 +124,35 @@ def agreement(clip: str | None, text: str, shape: tuple[int, ...]) -> Any:
     """The metric clip of a folder or id, as a `Partial`; `shape` `[H, W, C]` is that of the images."""
     if clip is None:
         raise ValueError("A comparison with a text needs CLIP's networks: give --clip FOLDER.")
+    folder, module, params = _towers(clip, shape)
+    encoded: Any = module.text.apply({"params": params}, jnp.asarray(tokenize(folder, [text])))
+    return jax.tree_util.Partial(partial(metrics.agreement, module.vision), *_seeing(folder, params), encoded.text_embeds[0])
+
+
+def patches(clip: str, shape: tuple[int, ...]) -> Any:
+    """The features `features.patches` by the CLIP of a folder or id, as a `Partial` of images of `shape` `[H, W, C]`."""
+    folder, module, params = _towers(clip, shape)
+    return jax.tree_util.Partial(partial(features.patches, module.vision), *_seeing(folder, params))
+
+
+def _towers(clip: str, shape: tuple[int, ...]) -> tuple[Path, CLIP, Any]:
     if shape[-1] not in (1, 3):
         raise ValueError(f"CLIP sees images of 1 or 3 channels, and these have {shape[-1]}: use another metric.")
     folder = checkpoints.fetched(clip)
     module, params = checkpoints.load_model(folder)
     if not isinstance(module, CLIP):
         raise ValueError(f"{folder} holds a {type(module).__name__} where transformers' CLIPModel was expected.")
-    encoded: Any = module.text.apply({"params": params}, jnp.asarray(tokenize(folder, [text])))
-    seeing = {name: params[name] for name in ("vision_model", "visual_projection")}
-    return jax.tree_util.Partial(partial(metrics.agreement, module.vision), *_normal(folder), seeing, encoded.text_embeds[0])
+    return folder, module, params
 
 
-def _normal(folder: Path) -> list[Any]:
-    """Mean and standard deviation of pixels `[3]` that the folder's images are to have, CLIP's own where it does not say."""
+def _seeing(folder: Path, params: Any) -> list[Any]:
+    """Mean and standard deviation of pixels `[3]` that the folder's images are to have, CLIP's own where it does not say; the tower's weights."""
     file = folder / "preprocessor_config.json"
     settings = layout.read_json(file) if layout.regular(file) else {}
     found = [settings.get(name, default) for name, default in (("image_mean", MEAN), ("image_std", SPREAD))]
     if any(np.shape(each) != (3,) or not all(type(number) in (int, float) for number in each) for each in found) or 0 in found[1]:
         raise ValueError(f"{file} has an image_mean or image_std that is not three numbers: fetch it again.")
-    return [jnp.asarray(each, jnp.float32) for each in found]
+    return [*(jnp.asarray(each, jnp.float32) for each in found), {name: params[name] for name in ("vision_model", "visual_projection")}]
 
 
 def _noise_level(options: Guide) -> float:

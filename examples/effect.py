@@ -25,6 +25,7 @@ Sources: Pan et al., AdjointDPM (ICLR 2024), section 5, whose effects are found 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,13 +36,13 @@ import optax
 from own_network.flow_vit import NULL, load_flow_vit
 from tuning import EFFECTS, applied, audited_against_exact, in_turn, ink, readers, refuse_on_a_mesh, slant, thickness, upright
 
-from adjoint_jax import _build, _scoring, checkpoints, grids
+from adjoint_jax import _build, _scoring, grids
 from adjoint_jax._misfits import at_least, known, made, positive
 from adjoint_jax._options import Sample
 from adjoint_jax.checkpoints import _files as layout
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, metrics, npz, pictures, recorded, report
 from adjoint_jax.experiments.engines import GREEDY, drawn, engine, evaluations
-from adjoint_jax.experiments.features import style_of
+from adjoint_jax.experiments.features import convolutions, style_of
 from adjoint_jax.experiments.projections import projection
 from adjoint_jax.experiments.statistics import mean, rate
 from adjoint_jax.guide import Given, Sampler
@@ -139,8 +140,8 @@ class Effect(NamedTuple):
     measure: Callable[[Any], np.ndarray]
 
 
-def effect(name: str, options: Options, found: Model, classifier: tuple[Any, Any], read: dict[str, Callable], own: Callable[[int], Any]) -> Effect:
-    """(2), (3) or (4); `own(c)` samples class c."""
+def effect(name: str, options: Options, found: Model, features: Any, read: dict[str, Callable], own: Callable[[int], Any]) -> Effect:
+    """(2), (3) or (4); `features` are those of a style, and `own(c)` samples class c."""
     kind, _, what = name.partition(":")
     size = found.sampler.like(jax.ShapeDtypeStruct((1, *found.shape), jnp.float32)).shape[1:]
     if kind == "clip":
@@ -156,7 +157,7 @@ def effect(name: str, options: Options, found: Model, classifier: tuple[Any, Any
         return Effect(jax.tree_util.Partial(leaning, jnp.float32(lean)), "shear", upright)
     if kind == "style":
         wanted = EFFECTS[known("effects style:", what, list(EFFECTS))](own(label(options)))
-        return Effect(style_of(*classifier, wanted), "thickness in pixels", thickness)
+        return Effect(style_of(features, wanted), "thickness in pixels", thickness)
     if kind != "image":
         raise ValueError(f"The effect {name} is not known: use slant:NUMBER, style:NAME, image:CLASS, image:FILE.png or clip:TEXT.")
     if what.endswith(".png"):
@@ -253,10 +254,12 @@ def setting(options: Options) -> Setting:
     sampled = jax.jit(lambda given, embedding, noise: samples(found, given, embedding, noise))
     made_of = found.sampler.noises(jax.random.fold_in(key, MADE), (options.fresh, *found.shape))
     own = lambda c: sampled(found.given, row(c), made_of)  # noqa: E731
-    classifier = checkpoints.load_model(checkpoints.EMBEDDED / "classifier" if options.classifier is None else options.classifier)
-    module, params = classifier
-    read = {} if options.prompt is not None else readers(lambda images: module.apply({"params": params}, images), options.judge, found.shape)
-    effects = {name: effect(name, options, found, classifier, read, own) for name in options.effects}
+    features, read = None, {}
+    if options.prompt is None:
+        module, params = _scoring.classifier(options.classifier, found.shape)
+        features = jax.tree_util.Partial(partial(convolutions, module), params)
+        read = readers(lambda images: module.apply({"params": params}, images), options.judge, found.shape)
+    effects = {name: effect(name, options, found, features, read, own) for name in options.effects}
     start = mesh.everywhere(row(label(options)), mesh.of(found.given))
     tuning = Tuning(found, optax.adam(options.learning_rate), options.radius, jax.tree.map(lambda leaf: float(np.linalg.norm(leaf)), start))
     noise, fresh = (

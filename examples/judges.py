@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from own_network.lenet import load_lenet
 
-from adjoint_jax import checkpoints
+from adjoint_jax import _scoring
 from adjoint_jax.experiments.metrics import margin
-from adjoint_jax.models import ConvClassifier
 
 LENET = "LeNet"
 
@@ -42,12 +41,10 @@ class Judge(NamedTuple):
 def judges(classifier: str | None, lenet: str, shape: tuple[int, ...], classes: int) -> tuple[dict[str, Judge], str]:
     """Those at hand for images of `shape` `[H, W, C]`, the first being `classifier` (None: the embedded one), and a sentence about LeNet.
 
-    Raises ValueError for a classifier of another kind or another number of classes.
+    Raises ValueError for a classifier of another kind, or of another number of channels or classes.
     """
-    module, params = checkpoints.load_model(classifier or checkpoints.EMBEDDED / "classifier")
+    module, params = _scoring.classifier(classifier, shape)
     name = "embedded" if classifier is None else Path(classifier).name
-    if not isinstance(module, ConvClassifier):
-        raise ValueError(f"{classifier} holds a {type(module).__name__} where a ConvClassifier was expected.")
     if module.classes != classes:
         raise ValueError(f"The classifier {name} knows {module.classes} classes where the sampler draws {classes}: give one for them.")
     found = {name: Judge(name, jax.jit(lambda params, images: module.apply({"params": params}, images)), params)}

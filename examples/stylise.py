@@ -1,9 +1,11 @@
 """Stylisation by fine-tuning: the weights of a sampler's network, or a LoRA of them, move until its samples have a style, and keep what they show.
 
-With x_0(z, c; W) the sample of noise z and class c, W* the weights to start from, style and likeness as in `adjoint_jax.experiments.metrics`:
+With x_0(z, c; W) the sample of noise z and class or text c, W* the weights to start from, style and likeness as in `adjoint_jax.experiments.metrics`:
 
     minimise over W   E_{z, c}  S(x_0(z, c; W)) + w (1 - likeness(x_0(z, c; W), x_0(z, c; W*)))                        (1)
     S(x) = sum_l mean (G_l(x) - G_l)^2 / mean G_l^2,   G_l the mean Gram matrix of the style's images                  (2)
+
+With --prompt, of a text-to-image pipeline, W are the weights of its unet alone: what encodes the text and what decodes the latents stay.
 
 Each update draws new noise from the number of the update alone, the same for every engine, so that a killed run goes on to the same end. The
 engines are the ways to take the gradient of (1) in W through the sampler: exact, the last K steps (DRaFT-K), AdjointDEIS, and the others of
@@ -15,6 +17,7 @@ for (2); Clark, Vicol, Swersky & Fleet (ICLR 2024) for DRaFT-K and LoRA; Hu et a
 
     python examples/stylise.py --config configs/stylise.toml --out runs/stylise
     python examples/stylise.py --config configs/stylise_weights.toml --out runs/stylise_weights
+    python examples/stylise.py --config configs/stylise_text_to_image.toml --out runs/stylise_text_to_image
 """
 
 import sys
@@ -31,14 +34,14 @@ import numpy as np
 import optax
 from tuning import EFFECTS, applied, audited_against_exact, in_turn, least_seconds, readers, refuse_on_a_mesh, thickness
 
-from adjoint_jax import _build, checkpoints
+from adjoint_jax import _build, _scoring, checkpoints
 from adjoint_jax._misfits import at_least, known, positive
 from adjoint_jax._options import Sample
 from adjoint_jax.audit import AuditRow
 from adjoint_jax.checkpoints import _files as layout, lora
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, metrics, npz, pictures, recorded, report
 from adjoint_jax.experiments.engines import GREEDY, drawn, engine, evaluations
-from adjoint_jax.experiments.features import style_of
+from adjoint_jax.experiments.features import convolutions, style_of
 from adjoint_jax.experiments.statistics import mean, rate
 from adjoint_jax.guide import Given, Sampler, Variables
 
@@ -64,7 +67,10 @@ class Options(OnMesh, Sample):
     style: str = "hatched"
     """bold, thin, outline, hatched, stripes, checkerboard or inverted, made by a formula of the network's own samples; or a PNG of their size."""
     classifier: str | None = None
-    """A folder with the network whose convolutions are the features of the style; by default the embedded classifier of digits."""
+    """A folder with the ConvClassifier whose convolutions are the features of the style, and which reads; by default the embedded one of digits."""
+    clip: str | None = None
+    """A folder of transformers' CLIPModel, or the id org/name of one on the hub, whose image tower has the features of the style
+    in the place of the convolutions."""
     judge: str | None = None
     """Weights of a LeNet-5 (mnist_lenet5.npz of the shared data) that reads the samples too; by default nobody does."""
     content: float = 1.0
@@ -90,7 +96,8 @@ class Options(OnMesh, Sample):
 
 
 class Arrays(NamedTuple):
-    """What stays as it is: the weights to start from and the guidance, the classes, the style as a `Partial`, and the key of all noise."""
+    """What stays as it is: the weights to start from and the guidance, the classes (or a tree of rows; a prompt is one class), the style as a
+    `Partial`, and the key of all noise."""
 
     given: Given
     labels: Any
@@ -100,7 +107,8 @@ class Arrays(NamedTuple):
 
 @dataclass(frozen=True)
 class Tuning:
-    """The problem (1). What is tuned is the tree of the weights or, `kept_apart`, a LoRA without its scales; `devices` is a mesh or None."""
+    """The problem (1). What is tuned is the tree of the weights or, `kept_apart`, a LoRA without its scales; of a pipeline, those of its network
+    `part`. `devices` is a mesh or None."""
 
     sampler: Sampler
     optimiser: optax.GradientTransformation
@@ -109,16 +117,28 @@ class Tuning:
     blur: float
     kept_apart: bool
     devices: Any = None
+    part: str | None = None
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """`[H, W, C]` of the images, as `shape` is of what is sampled."""
+        return self.sampler.like(jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)).shape[1:]
+
+    def weights(self, given: Given) -> Any:
+        """Those of the network that is tuned."""
+        return given.params if self.part is None else given.params[self.part]
 
     def given(self, arrays: Arrays, tuned: Any) -> Given:
         """The network with what was tuned in its place."""
-        return arrays.given._replace(params=lora.merge(arrays.given.params, whole(tuned)) if self.kept_apart else tuned)
+        found = lora.merge(self.weights(arrays.given), whole(tuned)) if self.kept_apart else tuned
+        return arrays.given._replace(params=found if self.part is None else {**arrays.given.params, self.part: found})
 
     def variables(self, arrays: Arrays, key: Any, count: int, first: Any = 0) -> Variables:
         """Noise for `count` samples, of the classes in turn from the number `first`."""
         drawn = self.sampler.noises(key, (count, *self.shape))
-        labels = {} if arrays.labels is None else {"embedding": arrays.labels[(first + jnp.arange(count)) % len(arrays.labels)]}
-        return {**drawn, **labels}
+        if arrays.labels is None:
+            return drawn
+        return {**drawn, "embedding": jax.tree.map(lambda rows: rows[(first + jnp.arange(count)) % len(rows)], arrays.labels)}
 
     def parts(self, arrays: Arrays, tuned: Any, variables: Variables, adjoint: diffrax.AbstractAdjoint | None = None) -> tuple[Any, Any, Any]:
         """Images `[B, H, W, C]`, their distances from the style (2), and those from the layout of the original samples."""
@@ -156,8 +176,10 @@ def problem(options: Options) -> tuple[Tuning, Arrays, Any, dict[str, Callable]]
     at_least(options, 2, "looks", "held")
     at_least(options, 0, "content", "rank")
     positive(options, "learning_rate", "blur", "goal")
-    if options.prompt is not None:
-        raise ValueError("What is tuned is a network of classes or of none, not a text-to-image pipeline: leave --prompt out.")
+    if options.prompt is not None and options.judge is not None:
+        raise ValueError("--judge reads digits and takes no --prompt: leave one of them out.")
+    if options.prompt is not None and options.clip is not None and options.classifier is not None:
+        raise ValueError("With --prompt --classifier has the features of the style, and so has --clip: leave one of them out.")
     if options.targets and not options.rank:
         raise ValueError("--targets chooses the kernels of a LoRA: give its --rank, or leave --targets out.")
     if not options.engines or any(engine(name) == GREEDY for name in options.engines) or len(set(options.engines)) < len(options.engines):
@@ -165,23 +187,35 @@ def problem(options: Options) -> tuple[Tuning, Arrays, Any, dict[str, Callable]]
     mesh.make(options.mesh, options.held)
     refuse_on_a_mesh(options.mesh, options.engines)
     sampler, given, variables = _build.sampler(replace(options, label=options.label or 0) if _classes(options) else options)
-    labels = None
-    if "embedding" in variables:
+    labels, part = None, None
+    if options.prompt is not None:
+        labels, part = jax.tree.map(lambda rows: jnp.asarray(rows[:1]), mesh.fetched(variables["embedding"])), "unet"
+    elif "embedding" in variables:
         classes = len(given.params["class_embedding"]["embedding"])
         # the last class of a guided or an embedded network is the null one
         labels = jnp.arange(classes - 1) if options.label is None else jnp.asarray([options.label])
         given = given._replace(null=jnp.asarray(classes - 1))
-    module, params = checkpoints.load_model(checkpoints.EMBEDDED / "classifier" if options.classifier is None else options.classifier)
     adam = optax.adam(options.learning_rate)
     devices = mesh.of(variables)
-    tuning = Tuning(sampler, adam, variables["x_T"].shape[1:], options.content, options.blur, options.rank > 0, devices)
+    tuning = Tuning(sampler, adam, variables["x_T"].shape[1:], options.content, options.blur, options.rank > 0, devices, part)
     arrays = Arrays(given, labels, None, jax.random.key(options.seed))
-    read = readers(lambda images: module.apply({"params": params}, images), options.judge, tuning.shape)
-    start = given.params
+    features, read = seeing(options, tuning.seen)
+    start = tuning.weights(given)
     if options.rank:
         start = mesh.weights(bare(lora.init_lora(start, options.targets, options.rank, jax.random.fold_in(arrays.key, FACTORS))), devices)
-    style = style_of(module, params, mesh.fetched(styled(options, tuning, arrays)))
+    style = style_of(features, mesh.fetched(styled(options, tuning, arrays)))
     return tuning, arrays._replace(style=mesh.everywhere(style, devices)), start, read
+
+
+def seeing(options: Options, shape: tuple[int, ...]) -> tuple[Any, dict[str, Callable]]:
+    """The features of the style, as a `Partial` of images of `shape` `[H, W, C]`, and who reads these; nobody where they show a text."""
+    features, read = None, {}
+    if options.clip is None or options.prompt is None:
+        module, params = _scoring.classifier(options.classifier, shape)
+        features = jax.tree_util.Partial(partial(convolutions, module), params)
+        if options.prompt is None:
+            read = readers(lambda images: module.apply({"params": params}, images), options.judge, shape)
+    return features if options.clip is None else _scoring.patches(options.clip, shape), read
 
 
 def _classes(options: Options) -> bool:
@@ -193,7 +227,7 @@ def _classes(options: Options) -> bool:
 def styled(options: Options, tuning: Tuning, arrays: Arrays) -> Any:
     """The style's images: a PNG, or what a formula makes of samples of the network."""
     if Path(options.style).suffix == ".png":
-        return jnp.asarray(pictures.load(options.style, tuning.shape))[None]
+        return jnp.asarray(pictures.load(options.style, tuning.seen))[None]
     made = EFFECTS[known("style", options.style, list(EFFECTS))]
     variables = tuning.variables(arrays, jax.random.fold_in(arrays.key, STYLE), options.held)
     return made(jax.jit(tuning.sampler.__call__)(arrays.given, variables))
@@ -240,10 +274,12 @@ def main(options: Options) -> None:
     ends = {"first": start, "last": finished[options.engines[0]]}
     audited = audited_against_exact(of, ends, options.engines, "LoRA" if options.rank else "weights")
     seconds = least_seconds({name: partial(of, name, start) for name in options.engines})
-    labels = None if arrays.labels is None else np.asarray(mesh.fetched(held["embedding"]))
+    labels = np.asarray(mesh.fetched(held["embedding"])) if read and "embedding" in held else None
     wanted = mesh.fetched(styled(options, tuning, arrays))
     results = summary(options, outcome, progress.history, counts, labels, read, audited)
-    results["thickness"] = {**{name: thickness(each.images).tolist() for name, each in outcome.items()}, "the style": thickness(wanted).tolist()}
+    if wanted.shape[-1] == 1:
+        seen = {**{name: each.images for name, each in outcome.items()}, "the style": wanted}
+        results["thickness"] = {name: thickness(images).tolist() for name, images in seen.items()}
     run.write({
         "final.npz": npz({f"images/{name}": each.images for name, each in outcome.items()}),
         "samples.png": pictures.table_of_images({name: each.images[:SHOWN] for name, each in outcome.items()}),
@@ -326,11 +362,13 @@ def document(
     """The report."""
     tunings = results["tunings"]
     readers = list(read) if labels is not None else []
-    thick = {name: f"{np.mean(each):.2f}" for name, each in results["thickness"].items()}
+    thick = {name: [f"{np.mean(each):.2f}"] for name, each in results.get("thickness", {}).items()}
+    also = f" The style's images are {thick['the style'][0]} pixels thick." if thick else ""
+    heads = (*(["thickness in pixels"] if thick else []), "1 - likeness", *(f"read by {who}" for who in readers))
     rows = []
     for name, each in outcome.items():
         right = [rate(tunings[name]["read"][who], options.held) for who in readers]
-        rows.append((name, mean(each.style.tolist()), thick[name], mean(each.content.tolist()), *right))
+        rows.append((name, mean(each.style.tolist()), *thick.get(name, ()), mean(each.content.tolist()), *right))
     race = []
     for name in options.engines:
         t, reached = tunings[name], tunings[name]["reached"]
@@ -338,6 +376,7 @@ def document(
         race.append((name, f"{t['forward']} + {t['backward']}", t["updates"], f"{seconds[name]:.2f} s", f"{t['objective']:.4f}", *first))
     total = ", ".join(f"{sum(tunings[name][kind] * tunings[name]['updates'] for name in options.engines)} {kind}" for kind in ("forward", "backward"))
     what = f"a LoRA of rank {options.rank}" if options.rank else "all weights"
+    what += "" if options.prompt is None else f" of the unet, which is told {options.prompt!r}"
     saved = "`lora.safetensors` holds the LoRA" if options.rank else "`model` holds the weights, which `aj.load` reads"
     return report.document(
         "Stylisation by fine-tuning",
@@ -347,9 +386,9 @@ def document(
         + report.picture("style.png", "What the style is taken from"),
         report.section(
             f"On {options.held} held-out noises",
-            report.table(("tuning", "distance from the style", "thickness in pixels", "1 - likeness", *(f"read by {who}" for who in readers)), rows),
-            "Means, with 95 % intervals; last, the share read as its class. The distance is 0 for the same Gram matrices, and 1 a layer "
-            f"where the features vanish. The style's images are {thick['the style']} pixels thick.",
+            report.table(("tuning", "distance from the style", *heads), rows),
+            f"Means, with 95 % intervals{'; last, the share read as its class' if readers else ''}. The distance is 0 for the same Gram matrices, "
+            f"and 1 a layer where the features vanish.{also}",
         ),
         report.section(
             "Engines, with the same work",

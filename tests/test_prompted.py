@@ -12,19 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import stylise
 from PIL import Image
-from test_cli import ROOT, history, refuses
+from test_cli import ROOT, history, refuses, save_random
 from test_pipelines import BETAS, SD, VAE, XL, write_tokenizer
 
 import adjoint_jax as aj
 from adjoint_jax import _build, _scoring, checkpoints, cli, guide, pipelines
 from adjoint_jax._options import Guide
 from adjoint_jax._prompted import LatentSampler
-from adjoint_jax.checkpoints import Pipeline, _models, load_pipeline, save_pipeline
-from adjoint_jax.experiments import metrics, run as run_module
+from adjoint_jax.checkpoints import Pipeline, _models, load_pipeline, lora, save_pipeline
+from adjoint_jax.experiments import features, metrics, run as run_module
 from adjoint_jax.experiments.options import read_config
 from adjoint_jax.guide import Given, Steering, audit
-from adjoint_jax.models import CLIP, CLIPText, CLIPVision
+from adjoint_jax.models import CLIP, CLIPText, CLIPVision, ConvClassifier
 from adjoint_jax.models.clip_vision import MEAN, SPREAD
 from adjoint_jax.networks import linen
 
@@ -256,6 +257,90 @@ def test_an_effect_is_found_for_a_text(made, tmp_path):
 def test_the_config_holds_known_options():
     options = effect.Options(**read_config(str(ROOT / "configs" / "effect_text_to_image.toml"), effect.Options))
     assert all(name.startswith("clip:") for name in options.effects)
+
+
+@pytest.fixture(scope="module")
+def picture(made):
+    """A PNG of 12 x 12, and classifiers of RGB and of grey images beside it."""
+    for channels in (1, 3):
+        save_random(made / f"channels_{channels}", ConvClassifier(features=(8,), classes=4, norm_num_groups=4, in_channels=channels))
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    Image.fromarray(pixels).save(made / "picture.png")
+    return str(made / "picture.png")
+
+
+def styling(made, out, **changes):
+    """A LoRA of the pipeline like Stable Diffusion, of images larger than its own."""
+    given = {"checkpoint": str(made / "sd"), "clip": str(made / "clip"), "prompt": "an owl", "style": str(made / "picture.png"), "size": 12}
+    small = {"steps": 2, "batch": 8, "held": 8, "looks": 2, "iterations": 8, "rank": 2, "targets": "attn2/to_|conv", "engines": ("discrete",)}
+    return stylise.Options(out=str(out), learning_rate=0.1, **{**given, **small, **changes})
+
+
+def test_a_style_is_tuned_into_a_lora_of_the_unet(made, picture, tmp_path):
+    options = styling(made, tmp_path / "run")
+    stylise.main(options)
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["tunings"]
+    assert found["discrete"]["objective"] < found["before"]["objective"]
+    module, _ = load_pipeline(made / "sd").components["unet"]
+    tuned = lora.load_lora(tmp_path / "run" / "lora.safetensors", {"unet": module})["unet"]
+    assert {"attn2" in name for name in tuned} == {True, False}
+    tuning, arrays, start, read = stylise.problem(options)
+    assert tuned.keys() == start.keys()
+    assert read == {}
+    held = tuning.variables(arrays, jax.random.fold_in(arrays.key, stylise.HELD), options.held)
+    params = {**arrays.given.params, "unet": lora.merge(arrays.given.params["unet"], tuned)}
+    images = jax.jit(tuning.sampler.__call__)(arrays.given._replace(params=params), held)
+    with np.load(tmp_path / "run" / "final.npz") as final:
+        assert final["images/before"].shape == (8, 12, 12, 3)
+        assert np.abs(final["images/discrete"] - final["images/before"]).max() > 1e-3
+        np.testing.assert_allclose(images, final["images/discrete"], atol=1e-4)
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "a LoRA of rank 2 of the unet, which is told 'an owl'" in report
+    assert "thick" not in report
+
+
+def test_all_weights_are_those_of_the_unet(made, picture):
+    """And the features are a classifier's, the style by a formula."""
+    clip, classifier = None, str(made / "channels_3")
+    tuning, arrays, start, _ = stylise.problem(styling(made, "none", rank=0, targets="", style="hatched", clip=clip, classifier=classifier))
+    assert jax.tree.structure(start) == jax.tree.structure(load_pipeline(made / "sd").components["unet"][1])
+    given = tuning.given(arrays, jax.tree.map(jnp.zeros_like, start))
+    assert given.params["vae"] is arrays.given.params["vae"]
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(given.params["unet"]))
+    assert tuning.seen == (12, 12, 3)
+
+
+def test_styles_of_clip_are_those_of_its_patches():
+    """Even in depth, without the class token, and from what the last layer takes, whose own patches nobody reads."""
+    tower = CLIPVision(image_size=6, patch_size=3, projection_dim=12, with_projection=True, **{**WIDTHS, "num_hidden_layers": 8})
+    _, params = randomly(tower, 0)
+    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 6, 6, 3)), jnp.float32)
+    states = tower.apply({"params": params}, (images + 1) / 2).hidden_states
+    found = features.patches(tower, jnp.zeros(3), jnp.ones(3), params, images)
+    for layer, depth in zip(found, (0, 2, 4, 7), strict=True):
+        np.testing.assert_allclose(layer[:, 0], states[depth][:, 1:], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"clip": None}, "The embedded classifier reads images [H, W, 1], and these are [H, W, 3]: give a --classifier for them."),
+        ({"clip": None, "classifier": "channels_1"}, "channels_1 reads images [H, W, 1], and these are [H, W, 3]"),
+        ({"clip": "channels_3"}, "holds a ConvClassifier where transformers' CLIPModel was expected"),
+        ({"classifier": "channels_3"}, "has the features of the style, and so has --clip: leave one of them out."),
+        ({"judge": "any.npz"}, "--judge reads digits and takes no --prompt"),
+        ({"prompt": None}, "is a text-to-image pipeline: give --prompt."),
+        ({"label": 1}, "has no classes: leave --label out."),
+        ({"size": None}, "where images are sampled of (8, 8, 3) and RGB"),
+        ({"targets": "nowhere"}, "found 0 kernels"),
+    ],
+)
+def test_styles_that_do_not_fit_a_text_are_refused(made, picture, tmp_path, changes, sentence):
+    changes = {name: str(made / value) if str(value).startswith("channels") else value for name, value in changes.items()}
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+        stylise.main(styling(made, tmp_path / "run", **changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

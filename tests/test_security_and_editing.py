@@ -321,6 +321,8 @@ def test_the_embedded_networks_and_whom_they_do_not_go_with(monkeypatch):
         judges(None, "absent.npz", drawn.shape, 4)
     with pytest.raises(ValueError, match="holds a UNet2D where a ConvClassifier was expected"):
         judges(str(checkpoints.EMBEDDED / "digits"), "absent.npz", drawn.shape, 10)
+    with pytest.raises(ValueError, match=r"The embedded classifier reads images \[H, W, 1\], and these are \[H, W, 3\]"):
+        judges(None, "absent.npz", (28, 28, 3), 10)
     bare = checkpoints.Checkpoint(network, {"conv_in": {}}, PROCESS, "eps")
     monkeypatch.setattr(checkpoints, "load", lambda _: bare)
     with pytest.raises(ValueError, match="has no table of class embeddings"):

@@ -1,5 +1,6 @@
 """Weights and embeddings tuned through a sampler, on networks of one level: the gradient is that of what is claimed, runs repeat and resume."""
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,10 @@ def two_layers(x, t, args):
     return convolve(jnp.tanh(convolve(x, "conv_in") + shift), "conv_out")
 
 
+def features_of(module, params):
+    return jax.tree_util.Partial(functools.partial(convolutions, module), params)
+
+
 def flow_vit(rng, width=8, rows=11):
     """Random weights of the transformer of `own_network`."""
     outer = {"pos_embed": (16, width), "patch_embed.weight": (width, 49), "patch_embed.bias": (width,), "y_encoder.weight": (rows, 2 * width)}
@@ -99,7 +104,11 @@ def embedding(nets, out, **changes):
     return effect.Options(out=str(out), **{**given, **small, "effects": ("slant:0.3",), **changes})
 
 
-RUNS = {"weights": (stylise.main, fine_tuning), "embedding": (effect.main, embedding)}
+RUNS = {
+    "weights": (stylise.main, fine_tuning),
+    "lora": (stylise.main, functools.partial(fine_tuning, rank=2, learning_rate=0.05)),
+    "embedding": (effect.main, embedding),
+}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +135,7 @@ def test_a_run_stopped_between_its_saves_ends_as_an_unbroken_one(nets, finished,
         with pytest.raises(KeyboardInterrupt):
             main(options(nets, tmp_path / "run"))
     main(options(nets, tmp_path / "run", resume=True))
-    for file in SAME:
+    for file in (*SAME, *(("lora.safetensors",) if name == "lora" else ())):
         assert (tmp_path / "run" / file).read_bytes() == (finished[name] / file).read_bytes(), file
     assert {file.name for file in (tmp_path / "run").iterdir()} == {file.name for file in finished[name].iterdir()}
 
@@ -172,7 +181,7 @@ def test_the_gradient_is_that_of_the_objective(nets):
     problem = stylise.Tuning(sampler, optax.adam(0.1), (8, 8, 1), 0.5, 1.5, kept_apart=False)
     start = {"a": jnp.float32(0.7), "b": jnp.asarray(np.random.default_rng(1).normal(size=(8, 8, 1)), jnp.float32)}
     other = jax.tree.map(lambda leaf: 0.8 * leaf, start)
-    arrays = stylise.Arrays(Given(start, None, None, None), jnp.arange(4), style_of(module, params, styled), jax.random.key(0))
+    arrays = stylise.Arrays(Given(start, None, None, None), jnp.arange(4), style_of(features_of(module, params), styled), jax.random.key(0))
     gradient, (style, content) = jax.jit(problem.gradient, static_argnums=(3, 4))(arrays, other, jnp.asarray(3), 2, "kept")
     variables = problem.variables(arrays, jax.random.fold_in(jax.random.key(0), 3), 2, 6)
     assert variables["embedding"].tolist() == [2, 3]
@@ -257,10 +266,10 @@ def test_likeness_and_features(nets):
     np.testing.assert_allclose(likeness(1.5, one, other), wanted, atol=1e-5)
     np.testing.assert_allclose(likeness(1.5, one, 0.3 * one - 2), 1, atol=1e-5)
     module, params = checkpoints.load_model(nets["classifier"])
-    score = style_of(module, params, one[:1])
+    score = style_of(features_of(module, params), one[:1])
     np.testing.assert_allclose(score(one[:1]), 0, atol=1e-6)
     assert [layer.shape for layer in convolutions(module, params, one)] == [(2, 8, 8, 8)]
-    silent = jax.tree.map(jnp.zeros_like, params)
+    silent = features_of(module, jax.tree.map(jnp.zeros_like, params))
     np.testing.assert_allclose(jax.tree_util.Partial(score.func, silent, *score.args[1:])(one), -1, rtol=1e-5)  # one layer, one unit of distance
 
 
@@ -291,7 +300,7 @@ REFUSED = [
     (fine_tuning, {"targets": "conv"}, "give its --rank"),
     (fine_tuning, {"rank": 2, "targets": "nowhere"}, "found 0 kernels"),
     (fine_tuning, {"style": "cubist"}, "--style cubist is not known"),
-    (fine_tuning, {"prompt": "a cat"}, "leave --prompt out"),
+    (fine_tuning, {"prompt": "a cat"}, "--prompt is a text for a text-to-image pipeline"),
     (fine_tuning, {"looks": 1}, "--looks must be at least 2"),
     (fine_tuning, {"mesh": "data=4", "held": 4, "engines": ("low-variance:1",)}, "which no device of a --mesh has"),
     (embedding, {"mesh": "data=4", "fresh": 4, "engine": "low-variance:1"}, "which no device of a --mesh has"),
@@ -304,6 +313,14 @@ REFUSED = [
     (embedding, {"label": 10}, "classes 0 to 9"),
     (embedding, {"flow_vit": "nowhere.npz"}, "takes the place of --checkpoint"),
 ]
+
+
+@pytest.mark.parametrize("options", [fine_tuning, embedding])
+def test_a_classifier_of_images_in_colour_reads_no_grey_ones(nets, tmp_path, options):
+    colour = save_random(tmp_path / "colour", ConvClassifier(features=(8,), classes=4, norm_num_groups=4, in_channels=3))
+    with pytest.raises(ValueError, match=r"colour reads images \[H, W, 3\], and these are \[H, W, 1\]: give a --classifier for them\.$"):
+        (stylise.main if options is fine_tuning else effect.main)(options(nets, tmp_path / "run", classifier=colour))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("options", "changes", "said"), REFUSED)
