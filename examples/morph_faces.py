@@ -85,6 +85,8 @@ class Options(OnMesh):
     """Of the same, for z."""
     greedy_rate: float = 0.01
     """Of the same, for the predicted noise of greedy-dim."""
+    goal: float | None = None
+    """The mean loss that the gradients race for; by default twice the distance at the threshold, where a morph matches both encoded images."""
     match_rate: float = 1e-3
     """The false match rate that sets the thresholds."""
     cells: int = 4
@@ -342,7 +344,7 @@ def as_states(images: np.ndarray) -> Any:
 def checked(options: Options) -> Morphing:
     """Raises ValueError for options that do not fit."""
     at_least(options, 1, "pairs", "batch", "steps", "encoding_steps", "iterations", "save_every", "cells")
-    positive(options, "learning_rate", "noise_rate", "embedding_rate", "greedy_rate", "match_rate")
+    positive(options, *(["goal"] if options.goal is not None else []), "learning_rate", "noise_rate", "embedding_rate", "greedy_rate", "match_rate")
     for kind in options.samplers:
         known("samplers", kind, list(SAMPLERS))
     for method in options.methods:

@@ -119,7 +119,7 @@ def test_a_run_goes_on_after_a_kill_to_the_same_bytes(arguments, finished, tmp_p
 
 def test_every_sampler_and_kind_of_method_for_the_work_of_the_last(arguments, tmp_path):
     """In three steps an exact update takes 6 + 3 evaluations, one through the last step 4 + 1."""
-    more = ("--pairs", "2", "--samplers", "ode", "sde", "--methods", "greedy-dim:2", "last-k:1", "discrete", "--equal-work")
+    more = ("--pairs", "2", "--samplers", "ode", "sde", "--methods", "greedy-dim:2", "last-k:1", "discrete", "--equal-work", "--goal", "9")
     command(morph_faces.main, morph_faces.Options, [*arguments, *more, "--out", str(tmp_path / "run")])
     rows = {(row["sampler"], row["method"]): row for row in json.loads((tmp_path / "run" / "results.json").read_text())["rows"]}
     for kind in ("ode", "sde"):
@@ -127,6 +127,7 @@ def test_every_sampler_and_kind_of_method_for_the_work_of_the_last(arguments, tm
         assert rows[kind, "discrete"]["losses"][-1] < rows[kind, "discrete"]["losses"][0]
         assert rows[kind, "greedy-dim:2"]["recogniser_gradients"] == 3 * 2
     report = (tmp_path / "run" / "report.md").read_text()
+    assert "The target is 9.000;" in report
     assert "Updates: as many as cost what 2 of discrete do" in report
     assert " ode: The default, discrete, is the first. sde: The default, discrete, is the first." in report  # the start is at the target
 
@@ -149,6 +150,7 @@ def test_morphs_on_a_mesh_are_those_of_one_device(arguments, tmp_path):
         (("--pairs", "7"), "--pairs must be at most 6, and a multiple of --batch; got 7 and 2."),
         (("--image", "8"), "--image must be one of the 8 that the model was trained on, from 0; got 8."),
         (("--methods", "discrete", "none", "--equal-work"), "--equal-work measures by the last of --methods, and none has no updates"),
+        (("--goal", "0"), "--goal must be a positive number; got 0.0."),
         (("--iterations", "0"), "--iterations must be at least 1; got 0."),
         (("--recogniser-size", "24"), "The recogniser does not take images of 24 x 24, --recogniser-size: "),
     ],
