@@ -175,10 +175,11 @@ def _engines(made: Any, results: dict[str, Any], seconds: Seconds) -> str:
     work = ("network, forward + backward a morph", "recogniser gradients a morph")
     head = ("sampler", "method", "first loss", "last loss", *work, "updates", "one update", "updates to target", "time to target")
     pace = f"as many as cost what {made.options.iterations} of {made.options.methods[-1]} do" if made.options.equal_work else made.options.iterations
+    both = 2 * (1 - results["verification"][made.judges[0].name]["threshold"])
     words = (
-        f"Mean loss over all pairs. The target is {results['target']:.3f}; a morph matches both encoded images at twice the distance at the threshold, "
-        f"{2 * (1 - results['verification'][made.judges[0].name]['threshold']):.3f}. Updates: {pace}; a gradient that did not reach the target might with more. Seconds are the least of an update of a batch, all "
-        "taken in turn; of what has no updates, of the whole sampler."
+        f"Mean loss over all pairs. The target is {results['target']:.3f}; at twice the distance at the threshold, {both:.3f}, a morph matches both "
+        f"encoded images. Updates: {pace}; a gradient that did not reach the target might with more. Seconds are the least of an update of a batch, "
+        "all taken in turn; of what has no updates, of the whole sampler."
     )
     order = [f"{' '.join(name)} ({taken.seconds:.1f} s)" for name, taken in sorted(times.items(), key=lambda item: item[1].seconds)]
     first = f"In order of arrival: {', '.join(order)}." if order else "None reached the target."
