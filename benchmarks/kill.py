@@ -158,16 +158,16 @@ def killed(command: Sequence[str], moment: Moment, expected: float, out: Path, l
 
 
 def main(argv: Sequence[str]) -> int:
-    own, command = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0], usage="kill.py [--moments N] [--seed SEED] -- COMMAND ...")
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(own)
-    if not command or options.moments < 1:
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args(argv)
+    if options.moments < 1:
         parser.error("give one moment or more, and after -- the command to kill")
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="kill") as work:
-        failures, rows, seconds = compared(command, options.moments, options.seed, Path(work))
+        failures, rows, seconds = compared(options.command, options.moments, options.seed, Path(work))
     print(table(("moment", "killed after", "iterates saved", "half-written files left", "all others whole", "same end as the unbroken run"), rows))
     spent = f"{(time.perf_counter() - begin) / 60:.1f} min in all, {seconds:.1f} s for the unbroken run"
     print(f"{len(rows) - failures} of {len(rows)} kills left whole files and the same end ({', '.join(COMPARED)}, where there are); {spent}.")

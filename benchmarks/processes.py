@@ -54,15 +54,15 @@ def apart(x: np.ndarray, y: np.ndarray) -> tuple[str, str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    own, command = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0], usage="processes.py [--processes N] [--mesh MESH] -- COMMAND ...")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--mesh", default="data=2,fsdp=2")
-    options = parser.parse_args(own)
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args(argv)
     total = int(np.prod([int(part.partition("=")[2]) for part in options.mesh.split(",")]))
-    if not command or options.processes < 2 or total % options.processes:
+    if options.processes < 2 or total % options.processes:
         parser.error("give two processes or more, a mesh of a multiple of them, and after -- the command")
-    spread = [*command, "--mesh", options.mesh]
+    command, spread = options.command, [*options.command, "--mesh", options.mesh]
     shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(options.processes)}
     each = {"XLA_FLAGS": f"{DEVICES}={total // options.processes}", **shared}
     with tempfile.TemporaryDirectory(prefix="processes") as folder:

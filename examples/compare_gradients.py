@@ -156,7 +156,7 @@ def main(options: Options) -> None:
     progress = run.follow(iterate(race.step, restored, total), restored, total, options.save_every)
     best, seconds = chosen(progress), race.seconds()
     images = progress.state
-    read = judged(options, images[list(best.values())], given)
+    read = judged(options, images[list(best.values())])
     before = mesh.fetched(steering.sampler(given, variables))
     rows = {"before": before, **{name: images[k] for name, k in best.items()}}
     metrics = {name: progress.history[k]["metric"] for name, k in best.items() if name != GUIDED}
@@ -190,7 +190,7 @@ def chosen(progress: Progress) -> dict[str, int]:
     return {name: min(group, key=merit) for name, group in numbers.items()}
 
 
-def judged(options: Options, images: Any, given: Given) -> list[float] | None:
+def judged(options: Options, images: Any) -> list[float] | None:
     """The share of each engine's images that a LeNet reads as the target; None where it is absent, or the metric is no class of digits."""
     if options.metric != "classifier" or options.classifier is not None:
         return None

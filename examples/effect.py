@@ -25,7 +25,6 @@ Sources: Pan et al., AdjointDPM (ICLR 2024), section 5, whose effects are found 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from own_network.flow_vit import NULL, load_flow_vit
-from tuning import EFFECTS, applied, audited_against_exact, in_turn, ink, readers, refuse_on_a_mesh, slant, thickness, upright
+from tuning import EFFECTS, applied, audited_against_exact, classified, in_turn, ink, refuse_on_a_mesh, slant, thickness, upright
 
 from adjoint_jax import _build, _scoring, grids
 from adjoint_jax._misfits import at_least, known, made, positive
@@ -42,7 +41,7 @@ from adjoint_jax._options import Sample
 from adjoint_jax.checkpoints import _files as layout
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, metrics, npz, pictures, recorded, report
 from adjoint_jax.experiments.engines import GREEDY, drawn, engine, evaluations
-from adjoint_jax.experiments.features import convolutions, style_of
+from adjoint_jax.experiments.features import style_of
 from adjoint_jax.experiments.projections import projection
 from adjoint_jax.experiments.statistics import mean, rate
 from adjoint_jax.guide import Given, Sampler
@@ -254,11 +253,7 @@ def setting(options: Options) -> Setting:
     sampled = jax.jit(lambda given, embedding, noise: samples(found, given, embedding, noise))
     made_of = found.sampler.noises(jax.random.fold_in(key, MADE), (options.fresh, *found.shape))
     own = lambda c: sampled(found.given, row(c), made_of)  # noqa: E731
-    features, read = None, {}
-    if options.prompt is None:
-        module, params = _scoring.classifier(options.classifier, found.shape)
-        features = jax.tree_util.Partial(partial(convolutions, module), params)
-        read = readers(lambda images: module.apply({"params": params}, images), options.judge, found.shape)
+    features, read = (None, {}) if options.prompt is not None else classified(options.classifier, options.judge, found.shape)
     effects = {name: effect(name, options, found, features, read, own) for name in options.effects}
     start = mesh.everywhere(row(label(options)), mesh.of(found.given))
     tuning = Tuning(found, optax.adam(options.learning_rate), options.radius, jax.tree.map(lambda leaf: float(np.linalg.norm(leaf)), start))

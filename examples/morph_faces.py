@@ -250,7 +250,7 @@ class Morphing:
         given, variables = self.start(kind, batch)
         losses = []
         if is_gradient(method):
-            state, update = self.steering(kind, method).start(variables).state, self.update(kind, method, variables)
+            state, update = self.driven(kind, method, variables)
             for _ in range(self.updates(kind, method)):
                 state, seen = update(given, state)
                 losses.append(-np.asarray(mesh.fetched(seen.scores)))
@@ -262,10 +262,11 @@ class Morphing:
             raise FloatingPointError(f"{method} on the {kind} diverged in batch {batch}: use a lower --learning-rate.")
         return made, losses
 
-    def update(self, kind: str, method: str, variables: dict[str, Any]) -> Callable[[Given, Any], tuple[Any, Any]]:
-        """The jitted update of a gradient."""
+    def driven(self, kind: str, method: str, variables: dict[str, Any]) -> tuple[Any, Callable[[Given, Any], tuple[Any, Any]]]:
+        """The state that a gradient starts from, and its jitted update."""
         steering = self.steering(kind, method)
-        return mesh.staying(steering.jitted, steering.start(variables).state)
+        state = steering.start(variables).state
+        return state, mesh.staying(steering.jitted, state)
 
     def told(self, given: Given, method: str) -> Given:
         """What the sampler of a method takes: greedy-dim's network knows the metric."""
@@ -309,7 +310,8 @@ class Morphing:
         for kind, method in product(self.options.samplers, self.options.methods):
             given, variables = self.start(kind, 0)
             if is_gradient(method):
-                calls[kind, method] = partial(self.update(kind, method, variables), given, self.steering(kind, method).start(variables).state)
+                state, update = self.driven(kind, method, variables)
+                calls[kind, method] = partial(update, given, state)
             else:
                 calls[kind, method] = partial(self.sampled(kind, greedy_steps(method)), self.told(given, method), variables)
         return least_seconds(calls, repeats=2)

@@ -63,9 +63,14 @@ def judged(made: Any, morphs: np.ndarray, progress: Progress) -> dict[str, Any]:
             tables = [judge.compare(judge.templates(each), known).reshape(len(each), *faces.shape[:2]) for each in shown]
             mine = np.stack([tables[k % len(tables)][np.arange(len(pairs)), pairs[:, k]] for k in (0, 1)], axis=1)
             row[judge.name] = _rates(mine[:, :, probes], mine[:, :, -options.unseen :], found.threshold)
-    target = 2 * (1 - rates[made.judges[0].name]["threshold"]) if options.goal is None else options.goal
+    target = _matching(made, rates) if options.goal is None else options.goal
     driven = [{**row, **_driven(made, progress, row["sampler"], row["method"], target)} for row in rows]
     return {"pairs": len(pairs), "target": target, "verification": rates, "rows": driven}
+
+
+def _matching(made: Any, verification: dict[str, Any]) -> float:
+    """The loss at which a morph matches both encoded images: twice the distance at the first judge's threshold."""
+    return 2 * (1 - verification[made.judges[0].name]["threshold"])
 
 
 def _rates(others: np.ndarray, unseen: np.ndarray, tau: float) -> dict[str, Any]:
@@ -175,11 +180,10 @@ def _engines(made: Any, results: dict[str, Any], seconds: Seconds) -> str:
     work = ("network, forward + backward a morph", "recogniser gradients a morph")
     head = ("sampler", "method", "first loss", "last loss", *work, "updates", "one update", "updates to target", "time to target")
     pace = f"as many as cost what {made.options.iterations} of {made.options.methods[-1]} do" if made.options.equal_work else made.options.iterations
-    both = 2 * (1 - results["verification"][made.judges[0].name]["threshold"])
     words = (
-        f"Mean loss over all pairs. The target is {results['target']:.3f}; at twice the distance at the threshold, {both:.3f}, a morph matches both "
-        f"encoded images. Updates: {pace}; a gradient that did not reach the target might with more. Seconds are the least of an update of a batch, "
-        "all taken in turn; of what has no updates, of the whole sampler."
+        f"Mean loss over all pairs. The target is {results['target']:.3f}; at {_matching(made, results['verification']):.3f}, twice the distance at "
+        f"the threshold, a morph matches both encoded images. Updates: {pace}; a gradient that did not reach the target might with more. Seconds are "
+        "the least of an update of a batch, all taken in turn; of what has no updates, of the whole sampler."
     )
     order = [f"{' '.join(name)} ({taken.seconds:.1f} s)" for name, taken in sorted(times.items(), key=lambda item: item[1].seconds)]
     first = f"In order of arrival: {', '.join(order)}." if order else "None reached the target."

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tuning import EFFECTS, applied, audited_against_exact, in_turn, least_seconds, readers, refuse_on_a_mesh, thickness
+from tuning import EFFECTS, applied, audited_against_exact, classified, in_turn, least_seconds, refuse_on_a_mesh, thickness
 
 from adjoint_jax import _build, _scoring, checkpoints
 from adjoint_jax._misfits import at_least, known, positive
@@ -41,7 +41,7 @@ from adjoint_jax.audit import AuditRow
 from adjoint_jax.checkpoints import _files as layout, lora
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, metrics, npz, pictures, recorded, report
 from adjoint_jax.experiments.engines import GREEDY, drawn, engine, evaluations
-from adjoint_jax.experiments.features import convolutions, style_of
+from adjoint_jax.experiments.features import style_of
 from adjoint_jax.experiments.statistics import mean, rate
 from adjoint_jax.guide import Given, Sampler, Variables
 
@@ -209,13 +209,11 @@ def problem(options: Options) -> tuple[Tuning, Arrays, Any, dict[str, Callable]]
 
 def seeing(options: Options, shape: tuple[int, ...]) -> tuple[Any, dict[str, Callable]]:
     """The features of the style, as a `Partial` of images of `shape` `[H, W, C]`, and who reads these; nobody where they show a text."""
-    features, read = None, {}
-    if options.clip is None or options.prompt is None:
-        module, params = _scoring.classifier(options.classifier, shape)
-        features = jax.tree_util.Partial(partial(convolutions, module), params)
-        if options.prompt is None:
-            read = readers(lambda images: module.apply({"params": params}, images), options.judge, shape)
-    return features if options.clip is None else _scoring.patches(options.clip, shape), read
+    clip = None if options.clip is None else _scoring.patches(options.clip, shape)
+    if clip is not None and options.prompt is not None:
+        return clip, {}
+    features, read = classified(options.classifier, options.judge, shape)
+    return (features if clip is None else clip), (read if options.prompt is None else {})
 
 
 def _classes(options: Options) -> bool:

@@ -13,7 +13,6 @@ The network sees 2 x 2 pixels as the four channels of one (an orthogonal map, so
 """
 
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import serialization
 from training import batch_indices, stratified, train
 
 from adjoint_jax import checkpoints
-from adjoint_jax.experiments.options import guarded
+from adjoint_jax.experiments import command
 from adjoint_jax.models import ConvClassifier, UNet2D
 from adjoint_jax.networks import target
 from adjoint_jax.schedulers._betas import process_from_config
@@ -149,4 +147,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    guarded(lambda argv: main(tyro.cli(Config, args=argv)), sys.argv[1:])
+    command(main, Config)

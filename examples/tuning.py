@@ -11,6 +11,7 @@ A digit's ink is w = (x + 1)/2 clipped to [0, 1], and it has
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,9 @@ import numpy as np
 import optax
 from judges import lenet_judge
 
+from adjoint_jax import _scoring
 from adjoint_jax.audit import AuditRow, compare
+from adjoint_jax.experiments.features import convolutions
 
 
 class Tuned(NamedTuple):
@@ -168,6 +171,14 @@ def upright(images: Any) -> np.ndarray:
             np.add.at(profile, (np.arange(len(w))[:, None, None], columns_of[None]), w * weight[None])
         sums.append(np.sum(profile**2, axis=1))
     return shears[np.argmax(sums, axis=0)]
+
+
+def classified(path: str | None, judge: str | None, shape: tuple[int, ...]) -> tuple[Any, dict[str, Callable[[Any], np.ndarray]]]:
+    """The features of a style, by the ConvClassifier in a folder (None: the embedded one), as a `Partial` of images of `shape` `[H, W, C]`, and who
+    reads these: it, and a LeNet."""
+    module, params = _scoring.classifier(path, shape)
+    features = jax.tree_util.Partial(partial(convolutions, module), params)
+    return features, readers(lambda images: module.apply({"params": params}, images), judge, shape)
 
 
 def readers(classifier: Callable[[Any], Any], judge: str | None, shape: tuple[int, ...]) -> dict[str, Callable[[Any], np.ndarray]]:
