@@ -19,6 +19,9 @@ from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.tree_util import Partial
 
+CONVOLUTION = "conv_general_dilated"
+JAXPRS = (Jaxpr, ClosedJaxpr)
+
 
 class Closed(eqx.Module):
     """A traced function and the arrays that it closed over. Unlike Equinox's it does not compare shardings, which pmap changes inside a scan."""
@@ -52,20 +55,23 @@ def _orders() -> bool:
 
 
 def _rewritten(value: Any) -> Any:
-    """What a parameter of an operation holds, with the convolutions in it by (1)."""
+    """A jaxpr, closed or not, with the convolutions in it by (1); in a tuple those that it holds."""
     if isinstance(value, Jaxpr):  # first: from JAX 0.12 on, the two are one class
-        return value.replace(eqns=[_by_one(equation) for equation in value.eqns])
+        return value.replace(eqns=[_by_one(equation) if equation.primitive.name == CONVOLUTION else _within(equation) for equation in value.eqns])
     if isinstance(value, ClosedJaxpr):
         return value.replace(jaxpr=_rewritten(value.jaxpr))
-    if type(value) is tuple:
-        return tuple(map(_rewritten, value))
-    return value
+    return tuple(map(_rewritten, value)) if type(value) is tuple else value
+
+
+def _within(equation: Any) -> Any:
+    """An operation with the jaxprs among its parameters rewritten; most have none, and stay as they are."""
+    held = lambda value: isinstance(value, JAXPRS) or (type(value) is tuple and any(map(held, value)))  # noqa: E731
+    new = {name: _rewritten(value) for name, value in equation.params.items() if held(value)}
+    return equation.replace(params=equation.params | new) if new else equation
 
 
 def _by_one(equation: Any) -> Any:
     params = equation.params
-    if equation.primitive.name != "conv_general_dilated":
-        return equation.replace(params={name: _rewritten(value) for name, value in params.items()})
     numbers = params["dimension_numbers"]
     depthwise = params["feature_group_count"] > 1 and equation.invars[1].aval.shape[numbers.rhs_spec[1]] == 1  # fast with channels first
     if depthwise or numbers == _standard(len(numbers.lhs_spec)):

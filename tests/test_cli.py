@@ -136,7 +136,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_end(nets, finished, tmp_
     assert_same_run(tmp_path / "run", finished)
 
 
-@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_run_stopped_after_any_save_resumes_to_the_same_end(nets, finished, tmp_path, monkeypatch, stop):
     arguments = guidance(nets, tmp_path / "run", "--drive", "both")
     save = run_module.Run.save

@@ -9,7 +9,7 @@ import pytest
 from compare_gradients import Options
 from test_cli import SCHEDULER, UNET, save_random
 
-from adjoint_jax.experiments import Progress
+from adjoint_jax.experiments import Progress, Run, recorded
 from adjoint_jax.models import ConvClassifier
 
 pytestmark = pytest.mark.usefixtures("as_the_program_runs")
@@ -69,19 +69,13 @@ def test_guidance_that_is_there_at_once_is_said(finished):
     assert said == [True, False]
 
 
-def test_a_stopped_comparison_goes_on_to_the_same_bytes(finished, tmp_path, monkeypatch):
+def test_a_stopped_comparison_goes_on_to_the_same_bytes(finished, tmp_path):
+    """From what a run holds after four of its seven."""
+    whole = Run(compare_gradients.Path(finished.out), recorded(finished), True).restore(np.zeros((7, 2, 8, 8, 1), np.float32))
+    images = np.array(whole.state)
+    images[4:] = 0
     options = dataclasses.replace(finished, out=str(tmp_path / "run"))
-    save = compare_gradients.Run.save
-
-    def stopping(run, progress, views=None):
-        save(run, progress, views)
-        if len(progress.history) == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(compare_gradients.Run, "save", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        compare_gradients.main(options)
-    monkeypatch.undo()
+    Run(tmp_path / "run", recorded(options)).save(whole._replace(state=images, history=whole.history[:4], seconds=whole.seconds[:4]))
     compare_gradients.main(dataclasses.replace(options, resume=True))
     for name in ("results.json", "final.npz", "history.jsonl"):
         assert written(options, name) == written(finished, name)

@@ -6,7 +6,7 @@ import pytest
 from fuzzing.judge import Judge
 from fuzzing.run import deal
 
-SEED, MUTATIONS = 1, 520
+SEED, MUTATIONS = 1, 312
 
 
 @pytest.fixture(scope="module")

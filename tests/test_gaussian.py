@@ -68,7 +68,7 @@ def test_every_process_and_prediction_is_exact(process, prediction):
 def test_from_pure_noise_and_to_clean_data():
     """alpha = 0 at the start and sigma = 0 at the end, with and without intervals between."""
     process = aj.FlowMatching()
-    for steps in (1, 2, 4):
+    for steps in (1, 3):
         for solver in (aj.Exponential(2, 0.6), aj.ExponentialRK(diffrax.Heun(), 0.6)):
             for adjoint in (aj.DiscreteAdjoint(), aj.AdjointDEIS(2, 0.6), aj.AdjointDEIS(2, 0.6, mode="AB")):
                 term, ts = gaussian(process, "flow", 0.6), np.linspace(1, 0, steps + 1)

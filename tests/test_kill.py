@@ -23,7 +23,7 @@ def write(name, data):
     with open(path, "wb") as file:
         file.write(data[: len(data) // 2])
         file.flush()
-        time.sleep(0.1)
+        time.sleep(0.05)
         file.write(data[len(data) // 2 :])
     os.replace(path, out / name)
 
@@ -47,14 +47,14 @@ if kind == "weights of a clock":
 
 def outcome(kind, tmp_path, capsys):
     (tmp_path / "toy.py").write_text(TOY)
-    status = KILL["main"](["--moments", "4", "--", sys.executable, str(tmp_path / "toy.py"), kind])
+    status = KILL["main"](["--moments", "3", "--", sys.executable, str(tmp_path / "toy.py"), kind])
     return status, capsys.readouterr().out
 
 
 def test_whole_files_and_a_state_of_everything_pass(tmp_path, capsys):
     status, out = outcome("whole", tmp_path, capsys)
     assert status == 0
-    assert "4 of 4 kills left whole files and the same end" in out
+    assert "3 of 3 kills left whole files and the same end" in out
 
 
 def test_files_written_in_place_are_found_damaged(tmp_path, capsys):

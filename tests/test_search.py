@@ -41,7 +41,7 @@ def test_a_searched_schedule_beats_the_fixed_ones(tmp_path):
         args,
         steps=5,
         grid=FINE,
-        evaluations=45,
+        evaluations=30,
         descents=1,
         splittings=(1.0,),
         callback=lambda *found: heard.append(found),

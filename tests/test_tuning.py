@@ -113,15 +113,18 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def finished(nets, tmp_path_factory):
-    """A run of each kind to its end."""
-    found = {}
-    for name, (main, options) in RUNS.items():
-        found[name] = tmp_path_factory.mktemp(name) / "run"
-        main(options(nets, found[name]))
-    return found
+    """A run of each kind to its end, when it is asked for."""
+
+    @functools.cache
+    def run(name):
+        main, options = RUNS[name]
+        main(options(nets, out := tmp_path_factory.mktemp(name) / "run"))
+        return out
+
+    return run
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "lora" else ()) for name in RUNS])
 def test_a_run_stopped_between_its_saves_ends_as_an_unbroken_one(nets, finished, tmp_path, monkeypatch, name):
     main, options = RUNS[name]
     save = run_module.Run.save
@@ -136,17 +139,17 @@ def test_a_run_stopped_between_its_saves_ends_as_an_unbroken_one(nets, finished,
             main(options(nets, tmp_path / "run"))
     main(options(nets, tmp_path / "run", resume=True))
     for file in (*SAME, *(("lora.safetensors",) if name == "lora" else ())):
-        assert (tmp_path / "run" / file).read_bytes() == (finished[name] / file).read_bytes(), file
-    assert {file.name for file in (tmp_path / "run").iterdir()} == {file.name for file in finished[name].iterdir()}
+        assert (tmp_path / "run" / file).read_bytes() == (finished(name) / file).read_bytes(), file
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {file.name for file in finished(name).iterdir()}
 
 
 def test_what_is_saved_gives_the_images_of_the_report(nets, finished):
     options = fine_tuning(nets, "none")
-    _, params, _, _ = aj.load(finished["weights"] / "model")
+    _, params, _, _ = aj.load(finished("weights") / "model")
     sampler, given, _ = _build.sampler(replace(options, label=0))
     held = sampler.noises(jax.random.fold_in(jax.random.key(0), stylise.HELD), (2, 8, 8, 1))
     images = jax.jit(sampler.__call__)(given._replace(params=params), {**held, "embedding": jnp.arange(2)})
-    with np.load(finished["weights"] / "final.npz") as final:
+    with np.load(finished("weights") / "final.npz") as final:
         assert np.abs(final["images/discrete"] - final["images/before"]).max() > 1e-4
         np.testing.assert_allclose(images, final["images/discrete"], atol=1e-4)
 
@@ -213,14 +216,14 @@ def test_every_engine_gets_the_same_work(nets):
 
 
 def test_the_report_and_its_numbers(finished):
-    results = json.loads((finished["weights"] / "results.json").read_text())
-    report = (finished["weights"] / "report.md").read_text()
+    results = json.loads((finished("weights") / "results.json").read_text())
+    report = (finished("weights") / "report.md").read_text()
     assert results["claim"] in report
     assert "What was run" in report
     assert "Evaluations of the network are those in one update" in report
     assert [point for point, *_ in results["audit"]] == ["first", "last"]
     assert [error for _, _, error, _ in results["audit"]] == [0, 0]
-    row = json.loads((finished["embedding"] / "results.json").read_text())["effects"]["slant:0.3"]
+    row = json.loads((finished("embedding") / "results.json").read_text())["effects"]["slant:0.3"]
     np.testing.assert_allclose(row["moved"], 0.01, rtol=1e-3)  # the ball's radius
 
 

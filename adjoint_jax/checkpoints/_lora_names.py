@@ -71,20 +71,21 @@ def _split(layer: str, given: Iterable[str]) -> tuple[str, str]:
 def spellings(names: Iterable[str], layers_per_block: Any = None) -> dict[str, str]:
     """From every spelling of a network's layers to their names in its state dict, given in the `names`."""
     names = tuple(names)
+    published = isinstance(layers_per_block, int) and any(name.startswith("mid_block.") for name in names)
     table: dict[str, str] = {}
     for name in names:
-        for other in _aliases(name, names, layers_per_block):
+        for other in _aliases(name, names, layers_per_block if published else None):
             table.setdefault(other, name)
             table.setdefault(other.replace(".", "_"), name)
     return table | {name: name for name in names}
 
 
-def _aliases(name: str, names: tuple[str, ...], layers: Any) -> list[str]:
+def _aliases(name: str, names: tuple[str, ...], layers: int | None) -> list[str]:
     found = [name]
     if re.search(r"\.(self_attn|mlp)\.", name):  # a text encoder, in whose files the tower's name comes and goes with transformers' versions
         found.append(name.removeprefix("text_model.") if name.startswith("text_model.") else f"text_model.{name}")
         found += [re.sub(r"\.(q|k|v)_proj$", r".to_\1", re.sub(r"\.out_proj$", ".to_out.0", other)) for other in found]
-    if isinstance(layers, int) and any(other.startswith("mid_block.") for other in names):
+    if layers is not None:
         found.append(published_name(name, names, layers))
     return found
 
