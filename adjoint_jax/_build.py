@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from . import _prompted, _scoring, checkpoints, grids
-from ._misfits import at_least, known, made, positive
+from ._misfits import at_least, finite, known, made, positive
 from ._options import Guide, Sample
 from ._prompted import Opened
 from .adjoints import AdjointDEIS
@@ -45,9 +45,8 @@ def sampler(options: Sample) -> tuple[Sampler, Given, Variables]:
     """What is sampled, from which arrays, and the noise and embedding to start from, laid out on the devices."""
     at_least(options, 1, "batch", "steps", "size")
     at_least(options, 0, "seed")
+    finite(options, "guidance")
     devices = mesh.make(options.mesh, options.batch)
-    if not np.isfinite(options.guidance):
-        raise ValueError(f"--guidance must be a finite number; got {options.guidance}.")
     solver = made("sampler", options.sampler, SAMPLERS, "", options)
     grid = getattr(grids, known("grid", options.grid, GRIDS))
     path = DIGITS if options.checkpoint is None else checkpoints.fetched(options.checkpoint)

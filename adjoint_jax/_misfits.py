@@ -30,6 +30,14 @@ def positive(options: Any, *names: str) -> None:
             raise ValueError(f"{flag(name)} must be a positive number; got {value}.")
 
 
+def finite(options: Any, *names: str) -> None:
+    """Raises ValueError for one of the options `names`, a number or several, that is not finite."""
+    for name in names:
+        value = getattr(options, name)
+        if not np.isfinite(value).all():
+            raise ValueError(f"{flag(name)} must be {'finite numbers' if isinstance(value, tuple) else 'a finite number'}; got {value}.")
+
+
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 

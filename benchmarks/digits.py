@@ -16,6 +16,7 @@ import tyro
 
 import adjoint_jax as aj
 from adjoint_jax.checkpoints import EMBEDDED
+from adjoint_jax.experiments import pictures
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 from own_network.lenet import load_lenet
@@ -53,7 +54,7 @@ def main(config: Config) -> None:
         right = np.argmax(judge(jnp.asarray(images)), axis=1) == np.asarray(labels)
         per_class = " ".join(f"{right[np.asarray(labels) == k].mean():.2f}" for k in range(10))
         print(f"guidance {scale:g}: {100 * right.mean():.1f} % of {config.samples} read as their class; per class {per_class}", flush=True)
-        tiles = np.clip((images[:100, :, :, 0] + 1) * 127.5, 0, 255).astype(np.uint8).reshape(10, 10, 28, 28)
+        tiles = pictures.as_bytes(images[:100, :, :, 0]).reshape(10, 10, 28, 28)
         Image.fromarray(tiles.transpose(0, 2, 1, 3).reshape(280, 280)).resize((560, 560), 0).save(config.out / f"samples_{scale:g}.png")
 
 

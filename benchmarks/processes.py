@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,8 +33,10 @@ def ended(command: Sequence[str], out: Path, environments: Sequence[Mapping[str,
     for log, more in zip(logs, environments, strict=True):
         with log.open("wb") as file:
             processes.append(subprocess.Popen([*command, "--out", str(out)], env={**own, **more}, stdout=file, stderr=file))
+    while None in (statuses := [process.poll() for process in processes]) and not any(statuses):  # one that fails leaves the others waiting
+        time.sleep(0.1)
     for process, log in zip(processes, logs, strict=True):
-        if process.wait():
+        if process.poll():
             for other in processes:
                 other.kill()
             raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}: {log.read_text()[-2000:]}")

@@ -31,6 +31,7 @@ from tuning import Arrival, least_seconds, standing
 
 import adjoint_jax as aj
 from adjoint_jax import _build
+from adjoint_jax._misfits import finite
 from adjoint_jax._options import Guide
 from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import Progress, Run, command, iterate, mesh, npz, pictures, recorded, report
@@ -67,6 +68,7 @@ def check(options: Options) -> None:
         raise ValueError(f"--engines and --learning-rates say what is compared: leave {', '.join(set_twice)} out.")
     if not options.engines or not options.learning_rates or not options.scales:
         raise ValueError("--engines, --learning-rates and --scales each need a value.")
+    finite(options, "learning_rates", "scales")
     if options.engines[0] == GUIDED:
         raise ValueError("The first of --engines is the measure of the others' evaluations: let it be one that iterates, discrete for instance.")
     if GUIDED in options.engines and options.prompt is not None:

@@ -244,6 +244,8 @@ def setting(options: Options) -> Setting:
         raise ValueError("--clip is for the effects clip:TEXT, of which there is none: leave it out.")
     if options.prompt is not None and options.flow_vit is not None:
         raise ValueError("--flow-vit takes no --prompt: leave one of them out.")
+    if options.prompt is not None and (options.classifier is not None or options.judge is not None):
+        raise ValueError("--classifier and --judge read images of classes, and those of a --prompt have none: leave them out.")
     if options.flow_vit is not None and (options.size is not None or options.negative is not None):
         raise ValueError("--flow-vit says how large its images are and knows no text: leave --size and --negative out.")
     found, key = model(options), jax.random.key(options.seed)

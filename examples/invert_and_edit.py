@@ -35,9 +35,9 @@ from judges import Judge, judges
 from labelled import Labelled, labelled
 
 import adjoint_jax as aj
-from adjoint_jax._misfits import at_least, known, positive
+from adjoint_jax._misfits import at_least, finite, known, positive
 from adjoint_jax.checkpoints._files import to_json
-from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, npz, recorded
+from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, npz, pictures, recorded
 from adjoint_jax.experiments.engines import evaluations
 from adjoint_jax.experiments.metrics import margin
 from adjoint_jax.guide import Given, Steering, audit
@@ -104,8 +104,9 @@ def problem(options: Options) -> Problem:
         known("methods", method, METHODS)
     if not options.steps or min(options.steps) < 1:
         raise ValueError(f"--steps are the steps of round trips, each at least 1; got {options.steps}.")
-    if not options.methods or not options.guidance or not np.isfinite(options.guidance).all():
-        raise ValueError(f"--methods and --guidance need one entry at least, and scales are finite; got {options.methods} and {options.guidance}.")
+    finite(options, "guidance")
+    if not options.methods or not options.guidance:
+        raise ValueError(f"--methods and --guidance need one entry at least; got {options.methods} and {options.guidance}.")
     drawn = labelled(options)
     readers, note = judges(options.classifier, options.lenet, drawn.shape, drawn.classes)
     images, own, origin = chosen(options, drawn, next(iter(readers.values())))
@@ -119,7 +120,7 @@ def chosen(options: Options, drawn: Labelled, judge: Judge) -> tuple[Any, np.nda
     if path.is_file() and (drawn.shape, drawn.classes) == ((28, 28, 1), 10):
         with np.load(path) as file:
             picked = np.random.default_rng(options.seed).permutation(len(file["y_test"]))[: 40 * options.per_class * drawn.classes]
-            images, labels = file["x_test"][picked, :, :, None].astype(np.float32) / 127.5 - 1, file["y_test"][picked].astype(int)
+            images, labels = pictures.from_bytes(file["x_test"][picked, :, :, None]), file["y_test"][picked].astype(int)
         origin = f"The images are drawn from the test set of {path.name}, among those that the {judge.name} classifier reads right."
     else:
         sampler, given = drawn.sampler(aj.DPMSolverPP(2), options.edit_steps, 1.0)

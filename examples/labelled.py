@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from adjoint_jax import _build, checkpoints, grids
@@ -36,9 +35,7 @@ class Labelled(NamedTuple):
         return len(self.table) - 1
 
     def sampler(self, solver: Any, steps: int, guidance: float, devices: Mesh | None = None) -> tuple[Sampler, Given]:
-        """On a grid even in lam, the arrays laid out on `devices`; without a metric yet. Raises ValueError for a guidance that is not finite."""
-        if not np.isfinite(guidance):
-            raise ValueError(f"--guidance must be a finite number; got {guidance}.")
+        """On a grid even in lam, the arrays laid out on `devices`; without a metric yet."""
         grid = grids.log_snr(self.process, steps)
         sampler = Sampler(self.network, self.process, self.prediction, grid, solver, guided=guidance != 1)
         params, (scale, null) = mesh.weights(self.params, devices), mesh.everywhere((jnp.float32(guidance), self.table[-1]), devices)

@@ -340,7 +340,7 @@ def greedy_steps(method: str) -> int:
 
 def as_states(images: np.ndarray) -> Any:
     """Bytes `[n, H, W]` as images `[n, H, W, 1]` in [-1, 1]."""
-    return jnp.asarray(images[..., None], jnp.float32) / 127.5 - 1
+    return pictures.from_bytes(jnp.asarray(images[..., None]))
 
 
 def checked(options: Options) -> Morphing:

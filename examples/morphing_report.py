@@ -198,4 +198,4 @@ def _sheet(made: Any, morphs: np.ndarray) -> bytes:
     options, pairs = made.options, made.pairs[:SHOWN]
     shown = {f"person {name}": made.faces[pairs[:, k], options.image] for k, name in enumerate("ab")}
     shown |= {f"{kind} {name}": morphs[s, m, :SHOWN] for s, kind in enumerate(options.samplers) for m, name in enumerate(options.methods)}
-    return pictures.table_of_images({name: images[..., None] / 127.5 - 1 for name, images in shown.items()})
+    return pictures.table_of_images({name: pictures.from_bytes(images[..., None]) for name, images in shown.items()})

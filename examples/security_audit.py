@@ -31,7 +31,7 @@ from labelled import labelled
 from security_tables import RANDOM, Attack, Outcome, document, results, views
 from tuning import least_seconds
 
-from adjoint_jax._misfits import at_least, positive
+from adjoint_jax._misfits import at_least, finite, positive
 from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, npz, recorded
 from adjoint_jax.experiments.engines import GREEDY, engine, evaluations
@@ -99,6 +99,7 @@ def problem(options: Options) -> Problem:
     """What is audited. Raises ValueError for options that do not fit."""
     at_least(options, 1, "per_class", "rounds", "steps", "save_every")
     positive(options, "main_radius", "rate")
+    finite(options, "guidance")
     if not options.engines or options.engines[0] not in EXACT:
         raise ValueError(f"The first of --engines is one of {', '.join(EXACT)}, to which the others are compared; got {options.engines}.")
     for name in options.engines:

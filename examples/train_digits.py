@@ -20,6 +20,7 @@ import tyro
 from training import batch_indices, stratified, train
 
 from adjoint_jax import checkpoints
+from adjoint_jax.experiments import pictures
 from adjoint_jax.experiments.options import guarded
 from adjoint_jax.models import ConvClassifier, UNet2D
 from adjoint_jax.networks import target
@@ -117,7 +118,7 @@ def main(config: Config) -> None:
     loss, module = (unet_loss, UNET) if config.model == "unet" else (classifier_loss, CLASSIFIER)
 
     def batch_loss(params, indices, key):
-        x = images[indices, :, :, None].astype(jnp.float32) / 127.5 - 1
+        x = pictures.from_bytes(images[indices, :, :, None])
         return loss(params, x, labels[indices].astype(jnp.int32), key)
 
     x, y = jnp.zeros((1, 28, 28, 1)), jnp.zeros(1, jnp.int32)

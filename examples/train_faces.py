@@ -24,7 +24,7 @@ from flax import serialization
 from training import batch_indices, stratified, train
 
 from adjoint_jax import checkpoints
-from adjoint_jax.experiments import command
+from adjoint_jax.experiments import command, pictures
 from adjoint_jax.models import ConvClassifier, UNet2D
 from adjoint_jax.networks import target
 from adjoint_jax.schedulers._betas import process_from_config
@@ -106,7 +106,7 @@ def loss(params: Any, images: Any, key: Any) -> Any:
     """Mean squared error of v at stratified times, images `[B, 64, 64]` of bytes, each mirrored or not."""
     key_t, key_eps, key_null, key_flip = jax.random.split(key, 4)
     size = len(images)
-    x = images[..., None].astype(jnp.float32) / 127.5 - 1
+    x = pictures.from_bytes(images[..., None])
     x = jnp.where(jax.random.bernoulli(key_flip, 0.5, (size, 1, 1, 1)), x[:, :, ::-1], x)
     z: Any = ENCODER.apply({"params": params["encoder"]}, x)
     z = jnp.where(jax.random.bernoulli(key_null, 0.1, (size, 1)), 0, z)

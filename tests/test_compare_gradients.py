@@ -90,6 +90,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_bytes(finished, tmp_path):
         ({"engines": ("discrete", "exact")}, "The gradient exact is not known: use one of discrete, kept,"),
         ({"engines": ("discrete", "last-k")}, "The gradient last-k needs the number of steps"),
         ({"engines": ()}, "each need a value"),
+        ({"scales": (0.5, float("nan"))}, r"--scales must be finite numbers; got \(0.5, nan\)"),
         ({"prompt": "a cat"}, "with --prompt is no image: leave it out of --engines"),
     ],
 )

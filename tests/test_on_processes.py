@@ -8,13 +8,13 @@ import pytest
 
 PROCESSES = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "processes.py"))
 TOY = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 import numpy as np
 
 index, out = int(os.environ.get("JAX_PROCESS_ID", 0)), Path(sys.argv[sys.argv.index("--out") + 1])
-if index == 1 and sys.argv[1] == "fails":
-    sys.exit("no such host")
+if sys.argv[1] == "fails" and "JAX_PROCESS_ID" in os.environ:
+    sys.exit("no such host" if index == 1 else time.sleep(600))
 assert ("JAX_NUM_PROCESSES" in os.environ) <= ("--mesh" in sys.argv)
 if index == 0:
     out.mkdir()
@@ -33,6 +33,7 @@ def test_it_compares_each_run_with_one_device(tmp_path, capsys):
 
 
 def test_it_says_which_process_failed(tmp_path):
+    """At once, though the first waits for it."""
     (tmp_path / "toy.py").write_text(TOY)
     with pytest.raises(SystemExit, match=r"ended with status 1: no such host"):
         PROCESSES["main"](["--", sys.executable, str(tmp_path / "toy.py"), "fails"])

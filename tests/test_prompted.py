@@ -351,6 +351,7 @@ def test_styles_that_do_not_fit_a_text_are_refused(made, picture, tmp_path, chan
         ({"effects": ("image:a.png",)}, "--clip is for the effects clip:TEXT"),
         ({"clip": None}, "needs CLIP's networks: give --clip FOLDER"),
         ({"flow_vit": "any.npz"}, "--flow-vit takes no --prompt"),
+        ({"judge": "lenet.npz"}, "--classifier and --judge read images of classes"),
     ],
 )
 def test_effects_that_no_text_has_are_refused(made, tmp_path, changes, sentence):

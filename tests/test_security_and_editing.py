@@ -293,7 +293,7 @@ def test_the_gradient_edit_climbs_inside_its_ball():
         (editing, invert_and_edit.problem, {"methods": ("edict",)}, r"--methods edict is not known"),
         (editing, invert_and_edit.problem, {"steps": ()}, r"--steps are the steps of round trips"),
         (editing, invert_and_edit.problem, {"guidance": ()}, r"--methods and --guidance need one entry at least"),
-        (editing, invert_and_edit.problem, {"guidance": (1.0, float("nan"))}, r"and scales are finite; got .* and \(1\.0, nan\)"),
+        (editing, invert_and_edit.problem, {"guidance": (1.0, float("nan"))}, r"--guidance must be finite numbers; got \(1\.0, nan\)"),
         (editing, invert_and_edit.problem, {"kappa": 0.0}, r"--kappa must be a positive number"),
     ],
 )

@@ -16,13 +16,18 @@ def load(path: str, shape: tuple[int, ...]) -> Any:
     from PIL import Image
 
     with Image.open(path) as image:
-        pixels = np.asarray(image, np.float32) / 127.5 - 1
+        pixels = from_bytes(np.asarray(image))
         mode = image.mode
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     wanted = "L" if shape[-1] == 1 else "RGB"
     if pixels.shape != shape or mode != wanted:
         raise ValueError(f"{path} has shape {pixels.shape} and mode {mode} where images are sampled of {shape} and {wanted}: resize or convert it.")
     return pixels
+
+
+def from_bytes(pixels: Any) -> Any:
+    """Numbers from 0 to 255 as images in [-1, 1], float32."""
+    return pixels.astype(np.float32) / 127.5 - 1
 
 
 def as_bytes(images: Any) -> np.ndarray:
