@@ -23,11 +23,11 @@ def at_least(options: Any, low: float, *names: str) -> None:
 
 
 def positive(options: Any, *names: str) -> None:
-    """Raises ValueError for one of the options `names` that is given and not a positive number."""
+    """Raises ValueError for one of the options `names`, a number or several, that is given and not positive."""
     for name in names:
         value = getattr(options, name)
-        if value is not None and not 0 < value < np.inf:
-            raise ValueError(f"{flag(name)} must be a positive number; got {value}.")
+        if value is not None and not all(0 < each < np.inf for each in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{flag(name)} must be {_numbers(value, 'positive')}; got {value}.")
 
 
 def finite(options: Any, *names: str) -> None:
@@ -35,7 +35,11 @@ def finite(options: Any, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if not np.isfinite(value).all():
-            raise ValueError(f"{flag(name)} must be {'finite numbers' if isinstance(value, tuple) else 'a finite number'}; got {value}.")
+            raise ValueError(f"{flag(name)} must be {_numbers(value, 'finite')}; got {value}.")
+
+
+def _numbers(value: Any, kind: str) -> str:
+    return f"{kind} numbers" if isinstance(value, tuple) else f"a {kind} number"
 
 
 def flag(name: str) -> str:

@@ -35,7 +35,7 @@ class Sample:
     sigma_data: float | None = None
     """Assumed standard deviation of the data: the frame of exponential (1 by default) and heun (infinite by default)."""
     grid: str = "log_snr"
-    """uniform, quadratic, log_snr, karras, edm, angle, trailing or leading."""
+    """uniform, quadratic, log_snr, karras, edm, beta, vp, angle, shifted, linspace, trailing or leading."""
     steps: int = 12
     """Steps of the sampler."""
     t_start: float | None = None

@@ -8,8 +8,9 @@
 
 Engines are those of `adjoint_jax.experiments.engines`, and `guided`: no iterates, but guidance by the metric of the network's clean state
 at every step (Chung et al., diffusion posterior sampling, ICLR 2023; Yu et al., FreeDoM, ICCV 2023), at several scales in place of learning
-rates. Every learning rate of every engine is run, and the one shown that reaches the goal first, or ends highest where none does: no rate is
-chosen for another engine's sake. An iterate is one update, and of the greedy gradient, which needs no sample, as many as cost one of the exact one;
+rates. Every learning rate of every engine is run, and the one shown that reaches the goal first, or ends highest where none does. The rates are
+the same for all, and the configs end them where images leave the digits by the exact gradient: another engine might do with larger ones.
+An iterate is one update, and of the greedy gradient, which needs no sample, as many as cost one of the exact one;
 the sample that is looked at once an iterate is then left out of (1) and (2). An iterate of the run is one engine at one learning rate.
 """
 
@@ -31,11 +32,11 @@ from tuning import Arrival, least_seconds, standing
 
 import adjoint_jax as aj
 from adjoint_jax import _build
-from adjoint_jax._misfits import finite
+from adjoint_jax._misfits import finite, positive
 from adjoint_jax._options import Guide
 from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import Progress, Run, command, iterate, mesh, npz, pictures, recorded, report
-from adjoint_jax.experiments.engines import GREEDY, engine, evaluations
+from adjoint_jax.experiments.engines import GREEDY, engine, evaluations, steady
 from adjoint_jax.guide import Given, Sampler, Steering, audit, steer
 
 GUIDED = "guided"
@@ -68,14 +69,15 @@ def check(options: Options) -> None:
         raise ValueError(f"--engines and --learning-rates say what is compared: leave {', '.join(set_twice)} out.")
     if not options.engines or not options.learning_rates or not options.scales:
         raise ValueError("--engines, --learning-rates and --scales each need a value.")
-    finite(options, "learning_rates", "scales")
+    finite(options, "scales")
+    positive(options, "learning_rates")
     if options.engines[0] == GUIDED:
         raise ValueError("The first of --engines is the measure of the others' evaluations: let it be one that iterates, discrete for instance.")
     if GUIDED in options.engines and options.prompt is not None:
         raise ValueError("Guided looks at the network's clean state, which with --prompt is no image: leave it out of --engines.")
     for name in options.engines:
         if name != GUIDED:
-            engine(name)
+            steady(name)
 
 
 def _adjoint_keys() -> list[str]:
@@ -93,9 +95,8 @@ def guided(sampler: Sampler, given: Given, variables: Any, scale: Any) -> Any:
 
 
 def cost(steering: Steering, name: str) -> tuple[int, int]:
-    """(forward, backward) evaluations of one update, or of one guided sample."""
-    steps = len(steering.sampler.grid) - 1
-    return (2 * steps, steps) if name == GUIDED else evaluations(steering.sampler, engine(name), look=False)
+    """(forward, backward) evaluations of one update, or of one guided sample, which takes the metric's gradient at each as it goes."""
+    return evaluations(steering.sampler, engine("discrete" if name == GUIDED else name), look=False)
 
 
 class Race:

@@ -32,11 +32,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from own_network.flow_vit import NULL, load_flow_vit
+from own_network.flow_vit import NULL, chosen_flow_vit
 from tuning import EFFECTS, applied, audited_against_exact, classified, in_turn, ink, refuse_on_a_mesh, slant, thickness, upright
 
 from adjoint_jax import _build, _scoring, grids
-from adjoint_jax._misfits import at_least, known, made, positive
+from adjoint_jax._misfits import at_least, finite, known, made, positive
 from adjoint_jax._options import Sample
 from adjoint_jax.checkpoints import _files as layout
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, metrics, npz, pictures, recorded, report
@@ -112,9 +112,7 @@ def model(options: Options) -> Model:
         else:
             classes = mesh.fetched(given.params["class_embedding"]["embedding"])
         return Model(sampler, given, classes, variables["x_T"].shape[1:], lambda x: x)
-    if options.checkpoint is not None or not Path(options.flow_vit).is_file():
-        raise ValueError(f"--flow-vit takes the place of --checkpoint, and names mnist_flow_vit.npz of the shared data; got {options.flow_vit}.")
-    term, params = load_flow_vit(options.flow_vit)
+    term, params = chosen_flow_vit(options.flow_vit, options.checkpoint)
     solver = made("sampler", options.sampler, _build.SAMPLERS, "", options)
     grid = getattr(grids, known("grid", options.grid, _build.GRIDS))
     times = grids.check(term.process, grid(term.process, options.steps, t_start=options.t_start, t_end=options.t_end))
@@ -242,6 +240,7 @@ def setting(options: Options) -> Setting:
     refuse_on_a_mesh(options.mesh, (options.engine, *options.compared))
     if options.clip is not None and not any(name.startswith("clip:") for name in options.effects):
         raise ValueError("--clip is for the effects clip:TEXT, of which there is none: leave it out.")
+    finite(options, "guidance")
     if options.prompt is not None and options.flow_vit is not None:
         raise ValueError("--flow-vit takes no --prompt: leave one of them out.")
     if options.prompt is not None and (options.classifier is not None or options.judge is not None):

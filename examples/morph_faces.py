@@ -35,7 +35,7 @@ import adjoint_jax as aj
 from adjoint_jax import checkpoints
 from adjoint_jax._misfits import at_least, known, positive
 from adjoint_jax.experiments import OnMesh, Progress, Run, command, iterate, mesh, pictures, recorded
-from adjoint_jax.experiments.engines import engine, evaluations
+from adjoint_jax.experiments.engines import engine, evaluations, steady
 from adjoint_jax.guide import Given, Sampler, Steering, audit
 
 SAMPLERS = {"ode": aj.DPMSolverPP(order=2), "sde": aj.SDEDPMSolverPP(order=2), "sde-own": aj.SDEDPMSolverPP(order=2)}
@@ -350,7 +350,7 @@ def checked(options: Options) -> Morphing:
     for kind in options.samplers:
         known("samplers", kind, list(SAMPLERS))
     for method in options.methods:
-        _ = engine(method) if is_gradient(method) else greedy_steps(method)
+        _ = steady(method) if is_gradient(method) else greedy_steps(method)
     made = Morphing(options)
     if not options.samplers or not options.methods:
         raise ValueError("Give at least one sampler and one method.")

@@ -1,6 +1,6 @@
 """Makes the observations that the configs of inpainting, deblurring and layout go back from, out of one sample of the embedded digits.
 
-python examples/observe.py --label 5 --seed 3 --out configs/pictures
+python examples/observe.py --label 5 --seed 3 --out configs/pictures      # the defaults
 
 digit.png = x_0,    seen.png = mask (white where seen),    hidden.png = mask x_0 + noise,    blurred.png = K x_0 + noise
 """
@@ -15,17 +15,19 @@ import jax.numpy as jnp
 from PIL import Image
 
 import adjoint_jax as aj
-from adjoint_jax.experiments import Experiment, command, pictures
+from adjoint_jax.experiments import command, pictures
 from adjoint_jax.experiments.metrics import blurred
 from adjoint_jax.experiments.run import write
 
 
 @dataclass(frozen=True)
-class Options(Experiment):
+class Options:
     """Hides and blurs a sample."""
 
     out: str = "configs/pictures"
     """The folder to write into."""
+    seed: int = 3
+    """Seed of the sample and of the noise."""
     label: int = 5
     """The digit."""
     blur: float = 2.0

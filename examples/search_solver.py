@@ -31,17 +31,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from own_network.flow_vit import load_flow_vit
-from search_report import NAMES, Key, claim, errors_picture, loaded, reported, rows_of, samples_picture
+from own_network.flow_vit import chosen_flow_vit
+from search_report import FINALISTS, NAMES, Key, claim, errors_picture, loaded, reported, rows_of, samples_picture
 
 import adjoint_jax as aj
 from adjoint_jax import _build, checkpoints
 from adjoint_jax._misfits import at_least
 from adjoint_jax.audit import compare
+from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, npz, recorded
 
-FINALISTS = 6
-"""Further ones that are measured on fresh noises: the best on the noises of the search."""
 SPLITTINGS = ("data", "noise", 1.0)
 
 
@@ -113,11 +112,9 @@ class Problem(NamedTuple):
 
 def problem_of(options: Options) -> Problem:
     if options.flow_vit is not None:
-        if options.checkpoint is not None or not Path(options.flow_vit).is_file():
-            raise ValueError(f"--flow-vit takes the place of --checkpoint, and names mnist_flow_vit.npz of the shared data; got {options.flow_vit}.")
         if options.size is not None:
             raise ValueError("--flow-vit says how large its images are: leave --size out.")
-        term, params = load_flow_vit(options.flow_vit)
+        term, params = chosen_flow_vit(options.flow_vit, options.checkpoint)
         return Problem(term, params, 10, (28, 28, 1), lambda x: 2 * x - 1, options.t_end)
     path = _build.DIGITS if options.checkpoint is None else checkpoints.fetched(options.checkpoint)
     network, params, process, prediction = checkpoints.load(path)
@@ -299,7 +296,7 @@ def main(options: Options) -> None:
         "samples.png": samples_picture(options, steps.problem.pixels, progress.state, comparisons),
         "errors.png": errors_picture(comparisons),
         "final.npz": npz(progress.state),
-        "results.json": (json.dumps(results, indent=2) + "\n").encode(),
+        "results.json": to_json(results),
         "report.md": reported(options, config, progress, results),
     })  # fmt: skip
     print(f"{claim(options, results)} See {run.out / 'report.md'}.")

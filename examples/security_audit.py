@@ -34,7 +34,7 @@ from tuning import least_seconds
 from adjoint_jax._misfits import at_least, finite, positive
 from adjoint_jax.checkpoints._files import to_json
 from adjoint_jax.experiments import OnMesh, Run, command, iterate, mesh, npz, recorded
-from adjoint_jax.experiments.engines import GREEDY, engine, evaluations
+from adjoint_jax.experiments.engines import GREEDY, engine, evaluations, steady
 from adjoint_jax.experiments.projections import projection
 from adjoint_jax.guide import Given, Sampler, Variables, audit
 from adjoint_jax.solvers import DPMSolverPP
@@ -103,7 +103,7 @@ def problem(options: Options) -> Problem:
     if not options.engines or options.engines[0] not in EXACT:
         raise ValueError(f"The first of --engines is one of {', '.join(EXACT)}, to which the others are compared; got {options.engines}.")
     for name in options.engines:
-        engine(name)
+        steady(name)
     if options.main_radius not in options.radii or not all(0 < radius < np.inf for radius in options.radii):
         raise ValueError(f"--main-radius must be one of --radii, which are positive numbers; got {options.main_radius} and {options.radii}.")
     if not 0 < options.target <= 1:

@@ -17,14 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from training import batch_indices, stratified, train
+from training import PREDICTION, PROCESS, SCHEDULER, batch_indices, stratified, train
 
 from adjoint_jax import checkpoints
 from adjoint_jax.experiments import pictures
 from adjoint_jax.experiments.options import guarded
 from adjoint_jax.models import ConvClassifier, UNet2D
 from adjoint_jax.networks import target
-from adjoint_jax.schedulers._betas import process_from_config
 from adjoint_jax.splitting import level
 
 UNET = UNet2D(
@@ -42,16 +41,6 @@ NULL_CLASS = 10
 CLASSIFIER = ConvClassifier()
 ATTACK = 4.0
 """l2 radius of the classifier's adversarial training, pixels in [-1, 1]."""
-SCHEDULER = {
-    "_class_name": "DDPMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_schedule": "linear",
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "prediction_type": "v_prediction",
-    "clip_sample": False,
-}
-PROCESS, PREDICTION = process_from_config(SCHEDULER)
 
 
 @dataclass(frozen=True)

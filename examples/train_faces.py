@@ -21,13 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import serialization
-from training import batch_indices, stratified, train
+from training import PREDICTION, PROCESS, SCHEDULER, STATE, batch_indices, stratified, train
 
 from adjoint_jax import checkpoints
 from adjoint_jax.experiments import command, pictures
 from adjoint_jax.models import ConvClassifier, UNet2D
 from adjoint_jax.networks import target
-from adjoint_jax.schedulers._betas import process_from_config
 from adjoint_jax.splitting import level
 
 WIDTHS = (32, 64, 128)
@@ -45,16 +44,6 @@ UNET = UNet2D(
 EMBEDDING = 4 * WIDTHS[0]
 """Numbers in z: the width that the UNet adds to its time embedding."""
 ENCODER = ConvClassifier(features=(24, 48, 96, 128), classes=EMBEDDING, in_channels=1)
-SCHEDULER = {
-    "_class_name": "DDPMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_schedule": "linear",
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "prediction_type": "v_prediction",
-    "clip_sample": False,
-}
-PROCESS, PREDICTION = process_from_config(SCHEDULER)
 
 
 @dataclass(frozen=True)
@@ -130,7 +119,7 @@ def export(average: Any, folder: Path) -> None:
 
 def main(config: Config) -> None:
     if config.export is not None:
-        state = serialization.msgpack_restore((config.out / "state.msgpack").read_bytes())
+        state = serialization.msgpack_restore((config.out / STATE).read_bytes())
         return export(state["average"], config.export)
     fer, orl = faces(config.data)
     shown = orl[:, :8].reshape(-1, 64, 64)

@@ -16,9 +16,24 @@ import optax
 from flax import serialization
 from tqdm import tqdm
 
-from adjoint_jax.experiments.run import write
+from adjoint_jax.checkpoints._files import to_json
+from adjoint_jax.experiments.run import CONFIG, write
+from adjoint_jax.schedulers._betas import process_from_config
 
 WARM_UP = 200
+STATE = "state.msgpack"
+ELSEWHERE = ("data", "out", "export", "save_every")
+"""Options that do not change what a step does."""
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "prediction_type": "v_prediction",
+    "clip_sample": False,
+}
+PROCESS, PREDICTION = process_from_config(SCHEDULER)
 
 
 class Config(Protocol):
@@ -54,7 +69,11 @@ def stratified(key: Any, size: int) -> Any:
 
 
 def train(loss: Callable, params: Any, items: Callable[[int], Any], config: Config) -> Any:
-    """The averaged weights after `config.steps` steps of `loss(params, items(k), key)`; the state in `config.out` is gone on from."""
+    """The averaged weights after `config.steps` steps of `loss(params, items(k), key)`; the state in `config.out` is gone on from.
+
+    Raises ValueError where that state is of other options.
+    """
+    told = to_json({name: value for name, value in vars(config).items() if name not in ELSEWHERE})
     decay_from = max(config.steps - WARM_UP, 1)
     schedule = optax.join_schedules(
         [optax.linear_schedule(0, config.learning_rate, WARM_UP), optax.linear_schedule(config.learning_rate, 0, decay_from)], [WARM_UP]
@@ -73,8 +92,10 @@ def train(loss: Callable, params: Any, items: Callable[[int], Any], config: Conf
 
     state = {"params": params, "average": jax.tree.map(jnp.copy, params), "optimiser": optimiser.init(params), "step": jnp.zeros((), jnp.int32)}
     config.out.mkdir(parents=True, exist_ok=True)
-    path = config.out / "state.msgpack"
+    path = config.out / STATE
     if path.exists():
+        if (config.out / CONFIG).read_bytes() != told:
+            raise ValueError(f"{config.out} was started with other options, in its {CONFIG}: give the same to go on, or another --out.")
         state = serialization.from_bytes(state, path.read_bytes())
     running = None
     first = int(state["step"])
@@ -85,5 +106,5 @@ def train(loss: Callable, params: Any, items: Callable[[int], Any], config: Conf
             running = float(value) if running is None else 0.9 * running + 0.1 * float(value)
             bar.set_postfix(loss=f"{running:.4f}")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            write(config.out, {"state.msgpack": serialization.to_bytes(state)})
+            write(config.out, {CONFIG: told, STATE: serialization.to_bytes(state)})
     return state["average"]

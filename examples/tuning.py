@@ -94,18 +94,20 @@ class Arrival(NamedTuple):
 
 
 def standing(arrivals: Mapping[str, Arrival], raced: Iterable[str]) -> str:
-    """A sentence on where the default gradient stands among those that arrived: first, or behind whom, by how much, and for how many evaluations."""
+    """A sentence on where the default gradient, or else the exact one with its linearisations kept, stands among those that arrived: first, or
+    behind whom, by how much, and for how many evaluations."""
     default = next((name for name in ("discrete", "kept") if name in raced), None)
     if default is None:
         return ""
+    words = "The default, discrete," if default == "discrete" else "The exact gradient, kept,"
     if default not in arrivals:
-        return f" The default, {default}, does not arrive."
+        return f" {words} does not arrive."
     first = min(arrivals, key=lambda name: arrivals[name].seconds)
     mine, theirs = arrivals[default], arrivals[first]
     if mine.seconds <= theirs.seconds:
-        return f" The default, {default}, is the first."
+        return f" {words} is the first."
     return (
-        f" The default, {default}, takes {mine.seconds / theirs.seconds:.2f} times as long as {first}: {mine.updates} updates of {mine.evaluations} "
+        f" {words} takes {mine.seconds / theirs.seconds:.2f} times as long as {first}: {mine.updates} updates of {mine.evaluations} "
         f"network evaluations against {theirs.updates} of {theirs.evaluations}."
     )
 
@@ -138,7 +140,8 @@ EFFECTS: dict[str, Callable[[Any], Any]] = {
 
 
 def ink(images: Any) -> np.ndarray:
-    return np.clip((np.asarray(images, np.float64)[..., 0] + 1) / 2, 0, 1)
+    """Images `[B, H, W, C]` in [-1, 1] as grey ones in [0, 1]."""
+    return np.clip((np.asarray(images, np.float64).mean(axis=-1) + 1) / 2, 0, 1)
 
 
 def thickness(images: Any) -> np.ndarray:

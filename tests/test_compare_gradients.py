@@ -90,6 +90,8 @@ def test_a_stopped_comparison_goes_on_to_the_same_bytes(finished, tmp_path):
         ({"engines": ("discrete", "exact")}, "The gradient exact is not known: use one of discrete, kept,"),
         ({"engines": ("discrete", "last-k")}, "The gradient last-k needs the number of steps"),
         ({"engines": ()}, "each need a value"),
+        ({"engines": ("discrete", "random-k:2")}, "The gradient random-k:2 draws anew at each update"),
+        ({"learning_rates": (0.1, -0.1)}, r"--learning-rates must be positive numbers; got \(0.1, -0.1\)"),
         ({"scales": (0.5, float("nan"))}, r"--scales must be finite numbers; got \(0.5, nan\)"),
         ({"prompt": "a cat"}, "with --prompt is no image: leave it out of --engines"),
     ],

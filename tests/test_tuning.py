@@ -249,10 +249,13 @@ def test_where_the_default_stands():
     fast, slow = tuning.Arrival(2.0, 36, 2), tuning.Arrival(6.0, 6, 36)
     said = " The default, discrete, takes 3.00 times as long as greedy: 6 updates of 36 network evaluations against 36 of 2."
     assert tuning.standing({"greedy": fast, "discrete": slow}, ["kept", "greedy", "discrete"]) == said
-    assert tuning.standing({"greedy": slow, "kept": fast}, ["greedy", "kept"]) == " The default, kept, is the first."
+    assert tuning.standing({"greedy": slow, "kept": fast}, ["greedy", "kept"]) == " The exact gradient, kept, is the first."
     assert tuning.standing({"greedy": fast, "kept": slow}, ["greedy", "kept", "discrete"]) == " The default, discrete, does not arrive."
     assert tuning.standing({"greedy": fast}, ["greedy", "deis"]) == ""
-    assert tuning.standing(dict.fromkeys(("greedy", "kept"), tuning.Arrival(0.0, 0, 2)), ["greedy", "kept"]) == " The default, kept, is the first."
+    assert (
+        tuning.standing(dict.fromkeys(("greedy", "kept"), tuning.Arrival(0.0, 0, 2)), ["greedy", "kept"])
+        == " The exact gradient, kept, is the first."
+    )
 
 
 def test_yes_and_no_have_the_interval_of_a_share():

@@ -6,7 +6,7 @@ published:M   AdjointDEIS-2M as published                                publish
 last-k:K      exact through the last K steps, blind to x_T (DRaFT-K)     greedy       of the network's clean state at x_T, no sampler
 random-k:K    last-k of a random number of steps, at most K (AlignProp)  low-variance:K  through the last step, K new noisings (DRaFT-LV)
 
-The last two draw: `drawn` gives an engine the key of an iterate.
+The last two draw: `drawn` gives an engine the key of an iterate, and `steady` refuses them where nothing does.
 """
 
 from collections.abc import Callable
@@ -50,6 +50,13 @@ def engine(name: str) -> Any:
     if needed(make) and not number:
         raise ValueError(f"The gradient {name} needs the number of steps that it differentiates: {name}:1, for instance.")
     return make(**{option: int(number) for option in options[:1] if number})
+
+
+def steady(name: str) -> Any:
+    """`engine(name)` where it serves every update. Raises ValueError for one that draws: it would be of the same draw each time."""
+    if isinstance(found := engine(name), RandomK | LowVariance):
+        raise ValueError(f"The gradient {name} draws anew at each update, which here none does: use another.")
+    return found
 
 
 def drawn(engine: Any, key: Any) -> Any:

@@ -28,12 +28,12 @@ def document(title: str, lead: str, *sections: str) -> bytes:
     return "\n".join([f"# {title}\n\n{lead}\n", *sections]).encode()
 
 
-def audited(rows: Sequence[tuple[str, Any]]) -> str:
-    """The section of the audit: `(point, AuditRow)` pairs."""
+def audited(rows: Sequence[tuple[str, Any]], exact: str = "`DiscreteAdjoint`") -> str:
+    """The section of the audit: `(point, AuditRow)` pairs, and what gave the exact gradient."""
     cells = [(point, r.adjoint, r.wrt, f"{r.relative_error:.2e}", f"{r.cosine:.4f}", f"{r.norm_ratio:.3g}") for point, r in rows]
     return section(
         "The gradient against the exact one",
-        "The exact gradient is that of the sampler as it ran, by `DiscreteAdjoint`. Where one gradient was used, it is the first row of each point.",
+        f"The exact gradient is that of the sampler as it ran, by {exact}. Where one gradient was used, it is the first row of each point.",
         table(("iterate", "adjoint", "input", "relative error", "cosine", "norm ratio"), cells),
     )
 

@@ -22,6 +22,13 @@ def load_flow_vit(path: str | Path) -> tuple[aj.DiffusionTerm, dict[str, Any]]:
     return aj.DiffusionTerm(flow_vit, aj.FlowMatching(), "x0"), params
 
 
+def chosen_flow_vit(path: str, checkpoint: str | None) -> tuple[aj.DiffusionTerm, dict[str, Any]]:
+    """The same by options of a command. Raises ValueError for a file that is absent, and beside a checkpoint."""
+    if checkpoint is not None or not Path(path).is_file():
+        raise ValueError(f"--flow-vit takes the place of --checkpoint, and names mnist_flow_vit.npz of the shared data; got {path}.")
+    return load_flow_vit(path)
+
+
 def flow_vit(x: Any, t: Any, args: Any) -> Any:
     """The clean image; args["cond"] is a label, `[B]` labels (10 is the null class), or embeddings `[B, 128]` in their place."""
     params, cond = args["params"], args["cond"]
