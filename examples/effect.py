@@ -112,6 +112,7 @@ def model(options: Options) -> Model:
         else:
             classes = mesh.fetched(given.params["class_embedding"]["embedding"])
         return Model(sampler, given, classes, variables["x_T"].shape[1:], lambda x: x)
+    finite(options, "guidance")
     term, params = chosen_flow_vit(options.flow_vit, options.checkpoint)
     solver = made("sampler", options.sampler, _build.SAMPLERS, "", options)
     grid = getattr(grids, known("grid", options.grid, _build.GRIDS))
@@ -240,7 +241,6 @@ def setting(options: Options) -> Setting:
     refuse_on_a_mesh(options.mesh, (options.engine, *options.compared))
     if options.clip is not None and not any(name.startswith("clip:") for name in options.effects):
         raise ValueError("--clip is for the effects clip:TEXT, of which there is none: leave it out.")
-    finite(options, "guidance")
     if options.prompt is not None and options.flow_vit is not None:
         raise ValueError("--flow-vit takes no --prompt: leave one of them out.")
     if options.prompt is not None and (options.classifier is not None or options.judge is not None):

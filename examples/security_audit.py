@@ -98,14 +98,14 @@ class Problem(NamedTuple):
 def problem(options: Options) -> Problem:
     """What is audited. Raises ValueError for options that do not fit."""
     at_least(options, 1, "per_class", "rounds", "steps", "save_every")
-    positive(options, "main_radius", "rate")
+    positive(options, "main_radius", "radii", "rate")
     finite(options, "guidance")
     if not options.engines or options.engines[0] not in EXACT:
         raise ValueError(f"The first of --engines is one of {', '.join(EXACT)}, to which the others are compared; got {options.engines}.")
     for name in options.engines:
         steady(name)
-    if options.main_radius not in options.radii or not all(0 < radius < np.inf for radius in options.radii):
-        raise ValueError(f"--main-radius must be one of --radii, which are positive numbers; got {options.main_radius} and {options.radii}.")
+    if options.main_radius not in options.radii:
+        raise ValueError(f"--main-radius must be one of --radii; got {options.main_radius} and {options.radii}.")
     if not 0 < options.target <= 1:
         raise ValueError(f"--target is a share of the samples, above 0 and at most 1; got {options.target}.")
     drawn = labelled(options)

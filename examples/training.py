@@ -4,6 +4,7 @@ params <- Adam(clip(grad loss(params, batch_k, key_k))),   average <- ema averag
 batch_k and key_k depend on the seed and k alone, so that a resumed run sees what an unbroken one sees.
 """
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from flax import serialization
 from tqdm import tqdm
 
 from adjoint_jax.checkpoints._files import to_json
-from adjoint_jax.experiments.run import CONFIG, write
+from adjoint_jax.experiments.run import CONFIG, same, write
 from adjoint_jax.schedulers._betas import process_from_config
 
 WARM_UP = 200
@@ -73,7 +74,7 @@ def train(loss: Callable, params: Any, items: Callable[[int], Any], config: Conf
 
     Raises ValueError where that state is of other options.
     """
-    told = to_json({name: value for name, value in vars(config).items() if name not in ELSEWHERE})
+    told = {name: value for name, value in vars(config).items() if name not in ELSEWHERE}
     decay_from = max(config.steps - WARM_UP, 1)
     schedule = optax.join_schedules(
         [optax.linear_schedule(0, config.learning_rate, WARM_UP), optax.linear_schedule(config.learning_rate, 0, decay_from)], [WARM_UP]
@@ -94,8 +95,8 @@ def train(loss: Callable, params: Any, items: Callable[[int], Any], config: Conf
     config.out.mkdir(parents=True, exist_ok=True)
     path = config.out / STATE
     if path.exists():
-        if (config.out / CONFIG).read_bytes() != told:
-            raise ValueError(f"{config.out} was started with other options, in its {CONFIG}: give the same to go on, or another --out.")
+        record = config.out / CONFIG
+        same(config.out, json.loads(record.read_bytes()) if record.is_file() else {}, told)
         state = serialization.from_bytes(state, path.read_bytes())
     running = None
     first = int(state["step"])
@@ -106,5 +107,5 @@ def train(loss: Callable, params: Any, items: Callable[[int], Any], config: Conf
             running = float(value) if running is None else 0.9 * running + 0.1 * float(value)
             bar.set_postfix(loss=f"{running:.4f}")
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            write(config.out, {CONFIG: told, STATE: serialization.to_bytes(state)})
+            write(config.out, {CONFIG: to_json(told), STATE: serialization.to_bytes(state)})
     return state["average"]

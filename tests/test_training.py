@@ -43,7 +43,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_under_the_same_options(tmp_path):
     killed = Config(tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
         trained(killed, stop=5)
-    with pytest.raises(ValueError, match="was started with other options"):
+    with pytest.raises(ValueError, match=r"was started with other values: learning_rate = 0\.1 \(now 0\.2\); give the same to resume"):
         trained(replace(killed, learning_rate=0.2))
     assert trained(replace(killed, save_every=3)) == whole
     assert (killed.out / training.STATE).read_bytes() == (tmp_path / "whole" / training.STATE).read_bytes()

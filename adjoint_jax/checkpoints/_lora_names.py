@@ -71,10 +71,10 @@ def _split(layer: str, given: Iterable[str]) -> tuple[str, str]:
 def spellings(names: Iterable[str], layers_per_block: Any = None) -> dict[str, str]:
     """From every spelling of a network's layers to their names in its state dict, given in the `names`."""
     names = tuple(names)
-    published = isinstance(layers_per_block, int) and any(name.startswith("mid_block.") for name in names)
+    layers = layers_per_block if isinstance(layers_per_block, int) and any(name.startswith("mid_block.") for name in names) else None
     table: dict[str, str] = {}
     for name in names:
-        for other in _aliases(name, names, layers_per_block if published else None):
+        for other in _aliases(name, names, layers):
             table.setdefault(other, name)
             table.setdefault(other.replace(".", "_"), name)
     return table | {name: name for name in names}

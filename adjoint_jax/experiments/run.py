@@ -98,7 +98,7 @@ class Run:
             return Progress(start)
         try:
             record, load = _orbax.read(self.out) if orbax else _archived(path)
-            self._check(json.loads(record["config"]))
+            same(self.out, json.loads(record["config"]), json.loads(to_json(self.config)))
             history, seconds = [json.loads(row) for row in record["history"].splitlines()], json.loads(record["seconds"])
             named = dict(_named({"state": start}))
             found = load({name: _bare(leaf) for name, leaf in named.items()})
@@ -108,12 +108,6 @@ class Run:
         except Exception as error:  # a damaged archive fails in more ways than its reader names
             raise ValueError(f"{path} is not the whole state of a run ({error}): remove {self.out} and start again.") from error
         return Progress(jax.tree.unflatten(jax.tree.structure(start), leaves), history, seconds)
-
-    def _check(self, theirs: Mapping[str, Any]) -> None:
-        ours = json.loads(to_json(self.config))
-        if differing := sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)):
-            pairs = ", ".join(f"{key} = {theirs.get(key)!r} (now {ours.get(key)!r})" for key in differing)
-            raise Other(f"{self.out} was started with other values: {pairs}; give the same to resume, or another --out.")
 
     def follow(
         self,
@@ -188,6 +182,13 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
 
 class Other(ValueError):
     """A run of another configuration."""
+
+
+def same(out: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises Other where the configuration of the run in `out` is not ours."""
+    if differing := sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)):
+        pairs = ", ".join(f"{key} = {theirs.get(key)!r} (now {ours.get(key)!r})" for key in differing)
+        raise Other(f"{out} was started with other values: {pairs}; give the same to resume, or another --out.")
 
 
 def claim(out: Path, resume: bool) -> None:
